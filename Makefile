@@ -1,0 +1,46 @@
+# Sluice. `make run` shows it, `make test` proves it, `make help` lists the rest.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PREFIX ?= /usr/local
+CNI_BIN ?= /opt/cni/bin
+DESTDIR ?=
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+.PHONY: help deps build run test check unit lab-test format install uninstall clean
+
+help: ## Print this list.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+deps: ## Install the Debian packages that building and testing need.
+	@scripts/dependencies
+
+build: deps ## Build bin/sluice (static), bin/sluice-agent and bin/dpctl.
+	@scripts/build
+
+run: build ## Bring up a cluster in namespaces, show Services at work, leave a clean machine.
+	@echo "== demo: two nodes and a small shop, in network namespaces"
+	@$(SUDO) bin/dpctl lab demo
+
+test: build check lab-test ## Everything: format, lint, unit, kernel and lab tests.
+
+check: deps ## Fast: format, lint, warnings as errors, unit and kernel tests.
+	@scripts/check
+
+unit: check
+
+lab-test: build ## Tests that run the built programs in labs.
+	@scripts/lab-test
+
+format: ## Rewrite the sources in the project's format.
+	@swift format --in-place --recursive --parallel Package.swift Sources Tests
+
+install: build ## Install the programs (PREFIX, CNI_BIN, DESTDIR).
+	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" CNI_BIN="$(CNI_BIN)" scripts/install
+
+uninstall: ## Remove the programs.
+	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" CNI_BIN="$(CNI_BIN)" scripts/install --remove
+
+clean: ## Remove everything that was built.
+	rm -rf .build .build-static bin

@@ -1,0 +1,98 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+// `make check` and CI set this: a warning in our own targets is an error there, and only there, so that a newer
+// toolchain never keeps a user from building.
+let strict: [SwiftSetting] =
+  Context.environment["SLUICE_STRICT"] == "1" ? [.treatAllWarnings(as: .error)] : []
+
+/// Targets are listed ground floor first: each may import only what stands above it (see docs/architecture.md).
+let package = Package(
+  name: "sluice",
+  products: [
+    .executable(name: "sluice", targets: ["CNIPlugin"]),
+    .executable(name: "sluice-agent", targets: ["ProxyAgent"]),
+    .executable(name: "dpctl", targets: ["dpctl"]),
+  ],
+  dependencies: [
+    .package(url: "https://github.com/hummingbird-project/hummingbird", from: "2.28.1"),
+    .package(url: "https://github.com/jpsim/Yams", from: "6.2.2"),
+    .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+    .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
+    .package(url: "https://github.com/apple/swift-nio", from: "2.101.2"),
+    .package(url: "https://github.com/apple/swift-http-types", from: "1.8.0"),
+    .package(url: "https://github.com/swift-server/swift-service-lifecycle", from: "2.13.0"),
+  ],
+  targets: [
+    // C libraries and the few shims
+    .target(name: "CLinux"),
+    .systemLibrary(name: "CLibMNL", pkgConfig: "libmnl", providers: [.apt(["libmnl-dev"])]),
+    .systemLibrary(name: "CLibNFTNL", pkgConfig: "libnftnl", providers: [.apt(["libnftnl-dev"])]),
+
+    // free of Foundation
+    .target(name: "NetworkTypes", swiftSettings: strict),
+    .target(name: "DataplaneModel", dependencies: ["NetworkTypes"], swiftSettings: strict),
+    .target(name: "Netlink", dependencies: ["NetworkTypes", "CLinux"], swiftSettings: strict),
+    .target(name: "LocalAPI", dependencies: ["NetworkTypes"], swiftSettings: strict),
+
+    // Kubernetes: objects, compilers, sources
+    .target(name: "KubernetesObjects", dependencies: ["NetworkTypes"], swiftSettings: strict),
+    .target(
+      name: "ServiceCompiler", dependencies: ["DataplaneModel", "KubernetesObjects"], swiftSettings: strict),
+    .target(
+      name: "ClusterSource",
+      dependencies: ["KubernetesObjects", "CLinux", .product(name: "Yams", package: "Yams")],
+      swiftSettings: strict),
+
+    // engines
+    .target(
+      name: "NFTables", dependencies: ["DataplaneModel", "Netlink", "CLinux", "CLibMNL", "CLibNFTNL"],
+      swiftSettings: strict),
+
+    // programs
+    .executableTarget(name: "CNIPlugin", dependencies: ["Netlink", "LocalAPI", "CLinux"], swiftSettings: strict),
+    .executableTarget(
+      name: "ProxyAgent",
+      dependencies: [
+        "NetworkTypes", "DataplaneModel", "Netlink", "LocalAPI", "KubernetesObjects", "ServiceCompiler",
+        "ClusterSource", "NFTables", "CLinux",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+        .product(name: "Hummingbird", package: "hummingbird"),
+        .product(name: "HTTPTypes", package: "swift-http-types"),
+        .product(name: "NIOCore", package: "swift-nio"),
+        .product(name: "Logging", package: "swift-log"),
+        .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
+      ], swiftSettings: strict),
+    .target(
+      name: "Lab",
+      dependencies: ["NetworkTypes", "Netlink", "LocalAPI", "CLinux", .product(name: "Yams", package: "Yams")],
+      swiftSettings: strict),
+    .executableTarget(
+      name: "dpctl",
+      dependencies: [
+        "NetworkTypes", "LocalAPI", "Lab", "NFTables",
+        .product(name: "ArgumentParser", package: "swift-argument-parser"),
+      ], swiftSettings: strict),
+
+    .testTarget(name: "NetworkTypesTests", dependencies: ["NetworkTypes"], swiftSettings: strict),
+    .testTarget(name: "DataplaneModelTests", dependencies: ["DataplaneModel"], swiftSettings: strict),
+    .testTarget(name: "NetlinkTests", dependencies: ["Netlink", "CLinux"], swiftSettings: strict),
+    .testTarget(name: "LocalAPITests", dependencies: ["LocalAPI"], swiftSettings: strict),
+    .testTarget(name: "KubernetesObjectsTests", dependencies: ["KubernetesObjects"], swiftSettings: strict),
+    .testTarget(
+      name: "ClusterSourceTests", dependencies: ["ClusterSource", "KubernetesObjects"], swiftSettings: strict),
+    .testTarget(
+      name: "ServiceCompilerTests", dependencies: ["ServiceCompiler", "ClusterSource"], swiftSettings: strict),
+    .testTarget(
+      name: "NFTablesTests",
+      dependencies: [
+        "NFTables", "DataplaneModel", "Netlink", "KubernetesObjects", "ServiceCompiler", "ClusterSource", "LocalAPI",
+      ],
+      swiftSettings: strict),
+    .testTarget(name: "CNIPluginTests", dependencies: ["LocalAPI", "Netlink", "CLinux"], swiftSettings: strict),
+    .testTarget(
+      name: "LabTests", dependencies: ["Lab", "LocalAPI", "Netlink", "NetworkTypes", "DataplaneModel"],
+      swiftSettings: strict),
+  ],
+  swiftLanguageModes: [.v6]
+)

@@ -1,0 +1,31 @@
+// Kernel and libc facts that Swift's Glibc module does not carry: namespaces, netlink families, a few macros.
+#ifndef SLUICE_CLINUX_H
+#define SLUICE_CLINUX_H
+#include <netinet/in.h>  // first: linux/in.h clashes with it otherwise
+#include <linux/fib_rules.h>
+#include <linux/genetlink.h>
+#include <linux/if_addr.h>
+#include <linux/if_link.h>
+#include <linux/netfilter/nfnetlink.h>
+#include <linux/netfilter/nfnetlink_conntrack.h>
+#include <linux/neighbour.h>
+#include <linux/netlink.h>
+#include <linux/rtnetlink.h>
+#include <linux/sched.h>
+#include <linux/veth.h>
+#include <stdint.h>
+#include <sys/epoll.h>
+#include <sys/types.h>
+#include <sys/vfs.h>
+
+/// setns(2), unshare(2) and pipe2(2): declared only under _GNU_SOURCE, which a shim header must not define.
+int clinux_setns(int fd, int nstype);
+int clinux_unshare(int flags);
+int clinux_pipe2(int ends[2], int flags);
+
+/// membarrier(2) in its global form: returns when every RCU reader that ran at the call has ended (10-30 ms).
+int clinux_membarrier_global(void);
+
+/// Gives freed memory back to the system: after a large load the heap keeps it otherwise.
+void clinux_malloc_trim(void);
+#endif

@@ -1,0 +1,100 @@
+import DataplaneModel
+import NetworkTypes
+
+/// A port as the packet path knows it: of any protocol number.
+struct TransportPort: Sendable, Hashable, CustomStringConvertible {
+  var proto: UInt8
+  var port: UInt16
+
+  init(_ proto: L4Protocol, _ port: Port) { (self.proto, self.port) = (proto.rawValue, port.number) }
+  init(proto: UInt8, port: UInt16) { (self.proto, self.port) = (proto, port) }
+  var description: String { "\(L4Protocol(rawValue: proto)?.description ?? "\(proto)") . \(port)" }
+}
+
+/// One element of one set or map: the whole state of the packet path is made of these.
+enum MapEntry: Sendable, Hashable {
+  case frontend(MapName, IPAddress, TransportPort, value: UInt32)
+  case set(IPFamily, key: UInt32, code: UInt32)
+  case backend(slot: UInt32, set: UInt32, SocketAddress)
+  case stickySlot(IPFamily, slot: UInt32, set: UInt32, backend: UInt32)
+  case stickyBackend(backend: UInt32, set: UInt32, SocketAddress)
+  /// In `serviceAddresses`.
+  case address(MapName, IPAddress)
+  /// In `serviceRanges` or `clusterRanges`.
+  case range(MapName, AddressRange)
+  case sourceRange(list: UInt32, AddressRange)
+  case interface(IPFamily, String)
+  case podSource(String, MACAddress, IPAddress)
+  case verdict(IPFamily, MapName, code: UInt32, Verdict)
+  /// Something in one of our maps that we never put there.
+  case foreign(IPFamily, MapName, key: [UInt8])
+
+  var map: MapName {
+    switch self {
+    case .frontend(let map, _, _, _), .address(let map, _), .range(let map, _), .verdict(_, let map, _, _),
+      .foreign(_, let map, _):
+      map
+    case .set: .sets
+    case .backend: .backends
+    case .stickySlot: .stickySlots
+    case .stickyBackend: .stickyBackends
+    case .sourceRange: .sourceRanges
+    case .interface: .localInterfaces
+    case .podSource: .podSources
+    }
+  }
+
+  var family: IPFamily {
+    switch self {
+    case .frontend(_, let address, _, _), .address(_, let address), .podSource(_, _, let address): address.family
+    case .set(let family, _, _), .stickySlot(let family, _, _, _), .interface(let family, _),
+      .verdict(let family, _, _, _),
+      .foreign(let family, _, _):
+      family
+    case .backend(_, _, let backend), .stickyBackend(_, _, let backend): backend.address.family
+    case .range(_, let range), .sourceRange(_, let range): range.first.family
+    }
+  }
+
+  /// What names the element in its map: equal keys cannot stand beside one another.
+  struct Key: Sendable, Hashable {
+    let entry: MapEntry
+  }
+
+  var key: Key {
+    switch self {
+    case .frontend(let map, let address, let port, _): Key(entry: .frontend(map, address, port, value: 0))
+    case .set(let family, let key, _): Key(entry: .set(family, key: key, code: 0))
+    case .backend(let slot, let set, let backend):
+      Key(entry: .stickySlot(backend.address.family, slot: slot, set: set, backend: 0))
+    case .stickySlot(let family, let slot, let set, _): Key(entry: .set(family, key: slot, code: set))
+    case .stickyBackend(let number, let set, let backend):
+      Key(entry: .stickySlot(backend.address.family, slot: number, set: set, backend: 1))
+    case .verdict(let family, let map, let code, _): Key(entry: .verdict(family, map, code: code, .accept))
+    default: Key(entry: self)
+    }
+  }
+}
+
+extension MapEntry: CustomStringConvertible {
+  var description: String {
+    let element: String =
+      switch self {
+      case .frontend(_, let address, let port, let value): "\(address) . \(port) : \(hex(value))"
+      case .set(_, let key, let code): "\(hex(key)) : \(hex(code))"
+      case .backend(let slot, let set, let backend): "\(slot) . \(hex(set)) : \(backend)"
+      case .stickySlot(_, let slot, let set, let backend): "\(slot) . \(hex(set)) : \(hex(backend))"
+      case .stickyBackend(let number, let set, let backend): "\(hex(number)) . \(hex(set)) : \(backend)"
+      case .address(_, let address): "\(address)"
+      case .range(_, let range): "\(range)"
+      case .sourceRange(let list, let range): "\(hex(list)) . \(range)"
+      case .interface(_, let name): "\"\(name)\""
+      case .podSource(let name, let mac, let address): "\"\(name)\" . \(mac) . \(address)"
+      case .verdict(_, _, let code, let verdict): "\(hex(code)) : \(verdict)"
+      case .foreign(_, _, let key): "\(key)"
+      }
+    return "\(family == .v4 ? "ip" : "ip6") \(map.rawValue) { \(element) }"
+  }
+
+  private func hex(_ number: UInt32) -> String { "0x" + String(number, radix: 16) }
+}

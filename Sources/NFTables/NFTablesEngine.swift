@@ -1,0 +1,403 @@
+import CLinux
+import DataplaneModel
+import Glibc
+import NetworkTypes
+
+/// The tables in nftables: one table `sluice` per family, a constant number of chains and rules, everything else in maps.
+///
+/// One instance writes; it belongs to the network namespace it was made in. Nothing is cached of the kernel's state but
+/// what waits for removal, so that whatever went wrong is mended by `resync`.
+public struct NFTablesEngine: DataplaneEngine {
+  private let connection: Connection
+  private var planner = Planner()
+  /// Removals that wait for packets which may still look them up.
+  private var deferred = DeferredRemovals()
+  private var internalAddresses: [IPFamily: IPAddress] = [:]
+  /// The generation after our last commit: another number means that somebody wrote to nf_tables.
+  private var lastGeneration: UInt32?
+
+  /// Large first programmings are sent in pieces: a batch is one datagram in one kernel buffer.
+  private static let pieceSize = 20_000
+
+  public init() throws(NFTablesError) { connection = try Connection() }
+
+  // MARK: DataplaneEngine
+
+  public mutating func apply(_ delta: TableDelta, tables: Tables) throws(NFTablesError) -> ApplyReport {
+    var plan = planner.plan(delta, after: tables)
+    for (family, change) in delta.internalAddresses {
+      internalAddresses[family] = change.new
+      plan.now += layout(family).chains.filter { $0.name == "masquerade-flow" }.map { .replaceRules(family, $0) }
+    }
+    try execute(plan)
+    return takeReport()
+  }
+
+  /// True while removals wait; `finishRemovals` ends that.
+  public var hasDeferredRemovals: Bool { !deferred.isEmpty }
+
+  /// Removes what no packet can want any more: call it some time after the change that left it.
+  public mutating func finishRemovals() throws(NFTablesError) -> ApplyReport {
+    guard !deferred.isEmpty else { return takeReport() }
+    waitForPackets()
+    try commit(deferred.take())
+    return takeReport()
+  }
+
+  /// Whether somebody else has written to nf_tables since our last commit. One small request, no dump.
+  public func wasChangedByOthers() throws(NFTablesError) -> Bool {
+    try connection.generation() != lastGeneration
+  }
+
+  public mutating func resync(_ tables: Tables) throws(NFTablesError) -> (report: ApplyReport, drift: [Drift]) {
+    deferred = DeferredRemovals()
+    planner = Planner(tables)
+    internalAddresses = tables.node.internalAddresses
+    var drift = DriftList()
+    for family in IPFamily.allCases {
+      let kernel = try connection.readTable(family)
+      var (structure, leftOver): ([Operation], [Operation]) = ([], [])
+      let adopted = compareStructure(kernel, family, tables, &structure, &leftOver, &drift)
+      deferred.add(leftOver)
+      var plan = Plan()
+      if adopted.count == MapName.allCases.count {
+        // One transaction, as of any delta: between two of them packets would meet a world that is neither the old nor
+        // the new one, for ever if the agent is killed there.
+        // New chains before what leads to them (see Planner.planSets).
+        for operation in structure {
+          if case .addChain = operation { plan.before.append(operation) } else { plan.now.append(operation) }
+        }
+      } else {
+        try commit(structure)
+      }
+      for map in MapName.inDependencyOrder {
+        try mend(map, family, tables, isAdopted: adopted.contains(map), &plan, &drift)
+        // Not so many at once that memory would not do: much is wrong anyway.
+        if plan.now.count > Self.pieceSize { try execute(plan.take()) }
+      }
+      try execute(plan)
+    }
+    if !deferred.isEmpty {
+      waitForPackets()
+      try commit(deferred.take())
+    }
+    lastGeneration = try connection.generation()
+    return (takeReport(), drift.list)
+  }
+
+  /// Plans what makes one map's elements equal to the tables'. A map of which the kernel has nothing is filled at once, in
+  /// pieces that need little memory.
+  private mutating func mend(
+    _ map: MapName, _ family: IPFamily, _ tables: Tables, isAdopted: Bool, _ plan: inout Plan,
+    _ drift: inout DriftList
+  ) throws(NFTablesError) {
+    let differences = try differences(map, family, tables, isAdopted: isAdopted)
+    for (entry, want) in differences.wrong {
+      drift.add(.different, "\(entry), should be \(want)")
+      plan.now += [.delete(entry), .add(want)]
+    }
+    for entry in differences.extra {
+      drift.add(.extra, "\(entry)")
+      plan.remove(entry)
+    }
+    if let missing = differences.missing {
+      for entry in missing.values {
+        drift.add(.missing, "\(entry)")
+        plan.add(entry)
+      }
+      return
+    }
+    // Nothing of this map is in the kernel: straight from the tables into batches, behind what it may lead to.
+    try execute(plan.take())
+    var piece: [Operation] = []
+    var failure: NFTablesError?
+    planner.forEachEntry(map, family, of: tables) { entry in
+      piece.append(.add(entry))
+      guard piece.count >= Self.pieceSize, failure == nil else { return }
+      do throws(NFTablesError) { try connection.commit(piece) } catch { failure = error }
+      piece.removeAll(keepingCapacity: true)
+    }
+    if let failure { throw failure }
+    try commit(piece)
+  }
+
+  private struct Differences {
+    var wrong: [(have: MapEntry, want: MapEntry)] = []
+    var extra: [MapEntry] = []
+    /// nil: the whole map.
+    var missing: [MapEntry.Key: MapEntry]?
+  }
+
+  private func differences(
+    _ map: MapName, _ family: IPFamily, _ tables: Tables, isAdopted: Bool
+  ) throws(NFTablesError) -> Differences {
+    var result = Differences()
+    guard isAdopted else { return result }
+    if Planner.mapsThatGrow.contains(map) {
+      // Without gathering 100,000 elements: each is asked for in the tables, and a count tells whether any is missing.
+      var (found, total) = (0, 0)
+      try connection.readElements(family, map) { entry in
+        let want = planner.wanted(insteadOf: entry, of: tables)
+        if want == nil { result.extra.append(entry) } else { found += 1 }
+        if let want, want != entry { result.wrong.append((entry, want)) }
+      }
+      planner.forEachEntry(map, family, of: tables) { _ in total += 1 }
+      if found == total {
+        result.missing = [:]
+        return result
+      }
+      result = Differences()
+    }
+    var wanted: [MapEntry.Key: MapEntry] = [:]
+    planner.forEachEntry(map, family, of: tables) { wanted[$0.key] = $0 }
+    try connection.readElements(family, map) { entry in
+      let want = wanted.removeValue(forKey: entry.key)
+      if let want, want != entry {
+        result.wrong.append((entry, want))
+      } else if want == nil {
+        result.extra.append(entry)
+      }
+    }
+    result.missing = wanted
+    return result
+  }
+
+  public mutating func verify(_ tables: Tables) throws(NFTablesError) -> [Drift] {
+    if !deferred.isEmpty { _ = try finishRemovals() }
+    for _ in 0..<5 {
+      let before = try connection.generation()
+      var drift = DriftList()
+      for family in IPFamily.allCases {
+        var (structure, leftOver): ([Operation], [Operation]) = ([], [])
+        let kernel = try connection.readTable(family)
+        let adopted = compareStructure(kernel, family, tables, &structure, &leftOver, &drift)
+        for map in MapName.inDependencyOrder where adopted.contains(map) {
+          let differences = try differences(map, family, tables, isAdopted: true)
+          for (entry, want) in differences.wrong { drift.add(.different, "\(entry), should be \(want)") }
+          for entry in differences.extra { drift.add(.extra, "\(entry)") }
+          for entry in (differences.missing ?? [:]).values { drift.add(.missing, "\(entry)") }
+        }
+      }
+      // A commit during the dump: the picture may be torn.
+      if try connection.generation() == before {
+        if drift.list.isEmpty { lastGeneration = before }
+        return drift.list
+      }
+    }
+    throw NFTablesError(operation: "verify", object: "the tables kept changing", errno: EAGAIN)
+  }
+
+  public mutating func cleanUp() throws(NFTablesError) {
+    deferred = DeferredRemovals()
+    for family in IPFamily.allCases where try connection.tableNames(family).contains(Layout.tableName) {
+      try commit([.deleteTable(family)])
+    }
+  }
+
+  /// Names of tables in both families, for finding other service proxies.
+  public func tableNames() throws(NFTablesError) -> [String] {
+    var names: [String] = []
+    for family in IPFamily.allCases { names += try connection.tableNames(family) }
+    return names
+  }
+
+  /// What another service proxy left in nf_tables, iptables-nft's tables included: two proxies on one node answer for the
+  /// same addresses.
+  public func otherProxies() throws(NFTablesError) -> [String] {
+    var found: [String] = []
+    for family in IPFamily.allCases {
+      let name = family == .v4 ? "ip" : "ip6"
+      for table in try connection.tableNames(family) where table == "kube-proxy" {
+        found.append("table \(name) \(table)")
+      }
+      for chain in try connection.chainNames(family) where chain == "KUBE-SERVICES" || chain == "KUBE-NODEPORTS" {
+        found.append("chain \(name) \(chain)")
+      }
+    }
+    return found
+  }
+
+  /// The slots of every backend set in the kernel: the order a restarted agent goes on with.
+  public func slotsInForce() throws(NFTablesError) -> [BackendSetID: [SocketAddress]] {
+    var slots: [BackendSetID: [(UInt32, SocketAddress)]] = [:]
+    for family in IPFamily.allCases where try connection.tableNames(family).contains(Layout.tableName) {
+      try connection.readElements(family, .backends) { entry in
+        guard case .backend(let slot, let key, let backend) = entry,
+          let service = ServicePortID(key & FrontendFlag.serviceMask)
+        else { return }
+        let scope: BackendScope = key & FrontendFlag.local != 0 ? .local : .cluster
+        slots[BackendSetID(service: service, scope: scope, family: family), default: []].append((slot, backend))
+      }
+    }
+    return slots.mapValues { $0.sorted { $0.0 < $1.0 }.map(\.1) }
+  }
+
+  /// The largest service number in the kernel, 0 where there is none.
+  public func largestServiceNumber() throws(NFTablesError) -> UInt32 {
+    var largest: UInt32 = 0
+    for family in IPFamily.allCases where try connection.tableNames(family).contains(Layout.tableName) {
+      try connection.readElements(family, .sets) { entry in
+        if case .set(_, let key, _) = entry { largest = max(largest, key & FrontendFlag.serviceMask) }
+      }
+    }
+    return largest
+  }
+
+  // MARK: Comparing
+
+  /// Compares tables, maps and rules; returns the maps whose elements can be kept.
+
+  private func compareStructure(
+    _ kernel: KernelTable, _ family: IPFamily, _ tables: Tables, _ structure: inout [Operation],
+    _ leftOver: inout [Operation], _ drift: inout DriftList
+  ) -> Set<MapName> {
+    let layout = Layout(family: family, internalAddress: tables.node.internalAddresses[family])
+    let name = family == .v4 ? "ip" : "ip6"
+    let wanted = layout.chains + planner.chains.filter { $0.family == family }.sorted().map(layout.chain(for:))
+    let strangeMap = layout.maps.first { map in
+      kernel.maps[map.name.rawValue].map { $0 != KernelMap(map) } ?? false
+    }
+    let strangeChain = wanted.first { chain in kernel.chains[chain.name].map { $0.hook != chain.hook } ?? false }
+    if !kernel.exists || kernel.isDormant || strangeMap != nil || strangeChain != nil {
+      let strange =
+        kernel.isDormant
+        ? "dormant" : strangeMap.map { "map \($0.name.rawValue)" } ?? strangeChain.map { "chain \($0.name)" }
+      drift.add(
+        kernel.exists ? .different : .missing, "table \(name) \(Layout.tableName)\(strange.map { ": \($0)" } ?? "")")
+      // A map of another key, or a chain on another hook, cannot be changed in place: one transaction makes all anew.
+      if kernel.exists { structure.append(.deleteTable(family)) }
+      structure.append(.addTable(family))
+      structure += layout.maps.map { .addMap(family, $0.name) } + wanted.map { .addChain(family, $0) }
+      return []
+    }
+    var adopted: Set<MapName> = []
+    for map in layout.maps {
+      if kernel.maps[map.name.rawValue] == nil {
+        drift.add(.missing, "map \(name) \(map.name.rawValue)")
+        structure.append(.addMap(family, map.name))
+      } else {
+        adopted.insert(map.name)
+      }
+    }
+    for chain in wanted {
+      let rules = chain.rules.map { $0.text(chain: chain.name, family: family) }
+      let found = kernel.chains[chain.name]
+      guard found?.rules != rules else { continue }
+      drift.add(found == nil ? .missing : .different, "chain \(name) \(chain.name)")
+      structure.append(found == nil ? .addChain(family, chain) : .replaceRules(family, chain))
+    }
+    let known = Set(wanted.map(\.name))
+    for chain in kernel.chains.keys.sorted() where !known.contains(chain) {
+      drift.add(.extra, "chain \(name) \(chain)")
+      leftOver.append(.deleteChain(family, chain))
+    }
+    let ours = Set(layout.maps.map(\.name.rawValue))
+    for map in kernel.maps.keys.sorted() where !ours.contains(map) {
+      drift.add(.extra, "map \(name) \(map)")
+      leftOver.append(.deleteMap(family, map))
+    }
+    return adopted
+  }
+
+  // MARK: Executing
+
+  private func layout(_ family: IPFamily) -> Layout {
+    Layout(family: family, internalAddress: internalAddresses[family])
+  }
+
+  private mutating func execute(_ plan: Plan) throws(NFTablesError) {
+    let before = deferred.reclaiming(plan.before)
+    let now = deferred.reclaiming(plan.now)
+    try commit(before)
+    if now.count <= Self.pieceSize {
+      try commit(now)
+    } else {
+      // In an order in which every piece leaves only what nothing names yet: packets meet a frontend last.
+      for piece in now.inDependencyOrder().pieces(of: Self.pieceSize) { try commit(Array(piece)) }
+    }
+    deferred.add(plan.later)
+  }
+
+  private mutating func commit(_ operations: [Operation]) throws(NFTablesError) {
+    guard !operations.isEmpty else { return }
+    try connection.commit(operations)
+    // Ours is the next generation. Where somebody wrote in between, the numbers stay apart and `resync` looks.
+    if let last = lastGeneration { lastGeneration = last &+ 1 }
+  }
+
+  /// What was sent and not yet reported: after `verify`, whose answer has no room for it.
+  public func takeReport() -> ApplyReport {
+    let report = connection.takeReport()
+    var result = ApplyReport()
+    (result.messages, result.batches, result.dumps) = (report.messages, report.batches, report.dumps)
+    return result
+  }
+
+  /// Waits until no packet is under way that began before this call: membarrier's global form is an RCU grace period,
+  /// and netfilter hooks run inside one.
+  private func waitForPackets() {
+    // Where the kernel refuses (nohz_full), the caller's own delay has to do.
+    _ = clinux_membarrier_global()
+  }
+}
+
+/// Differences found, the first thousand by name: where everything is missing nobody reads a list of it.
+private struct DriftList {
+  private(set) var list: [Drift] = []
+  private var left = 1000
+
+  mutating func add(_ kind: Drift.Kind, _ object: @autoclosure () -> String) {
+    guard left > 0 else { return }
+    left -= 1
+    list.append(Drift(kind, object()))
+  }
+}
+
+/// Elements and chains that packets under way may still look up.
+private struct DeferredRemovals {
+  private var entries: [MapEntry.Key: MapEntry] = [:]
+  private var chains: [ChainKey: Operation] = [:]
+  private var foreignMaps: [Operation] = []
+
+  private struct ChainKey: Hashable {
+    var family: IPFamily
+    var name: String
+  }
+
+  var isEmpty: Bool { entries.isEmpty && chains.isEmpty && foreignMaps.isEmpty }
+
+  mutating func add(_ operations: [Operation]) {
+    for operation in operations {
+      switch operation {
+      case .delete(let entry): entries[entry.key] = entry
+      case .deleteChain(let family, let name): chains[ChainKey(family: family, name: name)] = operation
+      case .deleteMap: foreignMaps.append(operation)
+      default: break
+      }
+    }
+  }
+
+  mutating func take() -> [Operation] {
+    defer { self = DeferredRemovals() }
+    return entries.values.map(Operation.delete) + chains.values + foreignMaps
+  }
+
+  /// What is added again is not removed later; its old value gives way in the same transaction.
+  mutating func reclaiming(_ operations: [Operation]) -> [Operation] {
+    guard !isEmpty else { return operations }
+    var result: [Operation] = []
+    for operation in operations {
+      switch operation {
+      case .add(let entry):
+        if let old = entries.removeValue(forKey: entry.key) {
+          if old == entry { continue }
+          result.append(.delete(old))
+        }
+      case .addChain(let family, let chain): chains[ChainKey(family: family, name: chain.name)] = nil
+      default: break
+      }
+      result.append(operation)
+    }
+    return result
+  }
+}

@@ -1,0 +1,185 @@
+import ArgumentParser
+import ClusterSource
+import Foundation
+import KubernetesObjects
+import NetworkTypes
+
+/// An IP address with a port to listen on: `127.0.0.1:10249`, `[::]:10256`.
+struct ListenAddress: Sendable, Equatable, ExpressibleByArgument, CustomStringConvertible {
+  var host: String
+  var port: Int
+
+  init?(argument: String) {
+    guard let colon = argument.lastIndex(of: ":"), let port = Int(argument[argument.index(after: colon)...]),
+      (1...65535).contains(port)
+    else { return nil }
+    var host = String(argument[..<colon])
+    if host.hasPrefix("["), host.hasSuffix("]") { host = String(host.dropFirst().dropLast()) }
+    guard IPAddress(host) != nil else { return nil }
+    self.host = host
+    self.port = port
+  }
+
+  var description: String { host.contains(":") ? "[\(host)]:\(port)" : "\(host):\(port)" }
+}
+
+/// Which of the node's addresses NodePorts listen on.
+enum NodePortAddresses: Sendable, Equatable, ExpressibleByArgument {
+  /// The Node object's InternalIPs.
+  case primary
+  case within([CIDR])
+
+  init?(argument: String) {
+    if argument == "primary" {
+      self = .primary
+      return
+    }
+    guard let cidrs = [CIDR](list: argument) else { return nil }
+    self = .within(cidrs)
+  }
+}
+
+/// A comma-separated list of prefixes.
+struct CIDRList: Sendable, Equatable, ExpressibleByArgument {
+  var cidrs: [CIDR]
+  init(_ cidrs: [CIDR]) { self.cidrs = cidrs }
+  init?(argument: String) {
+    guard let cidrs = [CIDR](list: argument) else { return nil }
+    self.cidrs = cidrs
+  }
+}
+
+extension [CIDR] {
+  fileprivate init?(list: String) {
+    let parts = list.split(separator: ",", omittingEmptySubsequences: false)
+    let cidrs = parts.compactMap { CIDR($0) }
+    guard cidrs.count == parts.count else { return nil }
+    self = cidrs
+  }
+}
+
+enum EngineName: String, Sendable, CaseIterable, ExpressibleByArgument { case nftables }
+enum LogLevel: String, Sendable, CaseIterable, ExpressibleByArgument { case trace, debug, info, warning, error }
+
+/// Flags of `sluice-agent`. Every one is a key of the config file too; a flag given wins.
+struct AgentOptions: ParsableArguments {
+  @Option(help: "This node's name, as its Node object has it.") var nodeName: String?
+  @Option(help: "Folder of manifests to follow.") var manifests: String?
+  @Option(help: "Packet path: \(EngineName.allCases.map(\.rawValue).joined(separator: ", ")).") var engine: EngineName?
+  @Option(help: "Numbers and other state that outlives a reboot (default /var/lib/sluice).") var stateDir: String?
+  @Option(help: "Endpoint records and node facts, gone after a reboot (default /run/sluice).") var runDir: String?
+  @Option(help: "Unix socket of the local API (default /run/sluice/agent.sock).") var socket: String?
+  @Option(help: "Address of /metrics and /proxyMode (default 127.0.0.1:10249).") var metricsAddress: ListenAddress?
+  @Option(help: "Address of /healthz, /livez and /readyz (default 0.0.0.0:10256).") var healthzAddress: ListenAddress?
+  @Option(help: "More ranges that pods reach without masquerade, comma-separated.") var clusterCidr: CIDRList?
+  @Option(help: "'primary' (default) or prefixes of node addresses that serve NodePorts.")
+  var nodeportAddresses: NodePortAddresses?
+  @Option(help: "Folder to write the CNI config into once the agent serves; absent: none is written.")
+  var cniConfDir: String?
+  @Option(help: "Masquerade pod traffic that leaves the cluster: true (default) or false.") var masqueradeEgress: Bool?
+  @Option(help: "Seconds between two full comparisons with the kernel (default 60).") var verifyInterval: Int?
+  @Option(help: "trace, debug, info (default), warning or error.") var logLevel: LogLevel?
+  @Option(help: "Config file (YAML) with these flags as keys, in camelCase.") var config: String?
+}
+
+/// The settings in force, complete and checked.
+struct AgentConfiguration: Sendable {
+  var nodeName: String
+  var manifests: String
+  var engine: EngineName
+  var stateDir: String
+  var runDir: String
+  var socket: String
+  var metricsAddress: ListenAddress
+  var healthzAddress: ListenAddress
+  var clusterCIDRs: [CIDR]
+  var nodePortAddresses: NodePortAddresses
+  var cniConfDir: String?
+  var masqueradesEgress: Bool
+  var verifyInterval: Int
+  var logLevel: LogLevel
+
+  /// Joins flags and file. Throws what names the flag or key.
+  init(_ flags: AgentOptions, readFile: (String) throws -> [UInt8]) throws {
+    var file = ConfigFile()
+    if let path = flags.config { file = try ConfigFile(path: path, bytes: try readFile(path)) }
+    nodeName = try flags.nodeName ?? file.string("nodeName") ?? Self.missing("--node-name")
+    guard !nodeName.isEmpty else { throw ValidationError("--node-name: must not be empty") }
+    manifests = try flags.manifests ?? file.string("manifests") ?? Self.missing("--manifests")
+    engine = try flags.engine ?? file.value("engine") ?? .nftables
+    stateDir = try flags.stateDir ?? file.string("stateDir") ?? "/var/lib/sluice"
+    runDir = try flags.runDir ?? file.string("runDir") ?? "/run/sluice"
+    socket = try flags.socket ?? file.string("socket") ?? "/run/sluice/agent.sock"
+    metricsAddress =
+      try flags.metricsAddress ?? file.value("metricsAddress") ?? Self.address("127.0.0.1:10249")
+    healthzAddress = try flags.healthzAddress ?? file.value("healthzAddress") ?? Self.address("0.0.0.0:10256")
+    clusterCIDRs = try (flags.clusterCidr ?? file.value("clusterCidr") ?? CIDRList([])).cidrs
+    nodePortAddresses = try flags.nodeportAddresses ?? file.value("nodeportAddresses") ?? .primary
+    cniConfDir = try flags.cniConfDir ?? file.string("cniConfDir")
+    masqueradesEgress = try flags.masqueradeEgress ?? file.value("masqueradeEgress") ?? true
+    verifyInterval = try flags.verifyInterval ?? file.value("verifyInterval") ?? 60
+    guard verifyInterval >= 1 else { throw ValidationError("--verify-interval: must be at least 1 second") }
+    logLevel = try flags.logLevel ?? file.value("logLevel") ?? .info
+    guard socket.utf8.count < 108 else {
+      throw ValidationError("--socket: '\(socket)' is longer than the 107 bytes a socket path may have")
+    }
+    try file.rejectUnknown()
+  }
+
+  private static func missing(_ flag: String) throws -> String {
+    throw ValidationError("\(flag): missing (as a flag, or as a key of the config file)")
+  }
+
+  private static func address(_ text: String) throws -> ListenAddress {
+    guard let address = ListenAddress(argument: text) else { throw ValidationError("'\(text)' is no address:port") }
+    return address
+  }
+}
+
+/// A flat YAML mapping. Remembers which keys were asked for, so that what is left over is unknown.
+struct ConfigFile {
+  private var path = ""
+  private var values: [String: (text: String, line: Int)] = [:]
+  private static let known: Set<String> = [
+    "nodeName", "manifests", "engine", "stateDir", "runDir", "socket", "metricsAddress", "healthzAddress",
+    "clusterCidr", "nodeportAddresses", "cniConfDir", "masqueradeEgress", "verifyInterval", "logLevel",
+  ]
+
+  init() {}
+
+  init(path: String, bytes: [UInt8]) throws {
+    self.path = path
+    let root: ManifestNode
+    do {
+      root = try parseYAMLDocument(bytes)
+    } catch {
+      throw ValidationError("\(path): \(error)")
+    }
+    guard case .mapping(let entries, _) = root else {
+      throw ValidationError("\(path): must be a mapping of keys to values")
+    }
+    for entry in entries {
+      guard case .scalar(let text, _, let line) = entry.value else {
+        throw ValidationError("\(path): \(entry.key): must be one value")
+      }
+      guard values[entry.key] == nil else { throw ValidationError("\(path): \(entry.key): given twice") }
+      values[entry.key] = (text, line)
+    }
+  }
+
+  func string(_ key: String) throws -> String? { values[key]?.text }
+
+  func value<Value: ExpressibleByArgument>(_ key: String) throws -> Value? {
+    guard let (text, line) = values[key] else { return nil }
+    guard let value = Value(argument: text) else {
+      throw ValidationError("\(path):\(line): \(key): '\(text)' is not a valid value")
+    }
+    return value
+  }
+
+  func rejectUnknown() throws {
+    for (key, (_, line)) in values.sorted(by: { $0.value.line < $1.value.line }) where !Self.known.contains(key) {
+      throw ValidationError("\(path):\(line): unknown key '\(key)'")
+    }
+  }
+}

@@ -1,0 +1,235 @@
+import CLinux
+import DataplaneModel
+import Glibc
+import KubernetesObjects
+import LocalAPI
+import Logging
+import NFTables
+import Netlink
+import NetworkTypes
+import ServiceCompiler
+
+/// From changes to the kernel: apply, repair, compare.
+extension Reconciler {
+  func firstSync() {
+    let start = clock.now
+    let delta = compiler.compile(state.services.keys, in: state, tables: tables)
+    compiler.numbering.sync()
+    compiler.forgetInheritedSlots()
+    tables.apply(delta)
+    let node = nodeDelta()
+    tables.apply(node)
+    isSynced = true
+    let compiled = clock.now
+    resync("first sync")
+    updateRoutes()
+    updateHealthChecks()
+    clinux_malloc_trim()
+    logger.info(
+      "ready",
+      metadata: [
+        "services": "\(state.services.count)", "slices": "\(state.endpointSliceCount)",
+        "compiled": "\(milliseconds(compiled - start))", "programmed": "\(milliseconds(clock.now - start))",
+      ])
+    reportConflicts()
+  }
+
+  func program(
+    _ effect: ChangeEffect, receivedAt: ContinuousClock.Instant, triggered: [Int64], nodeMayHaveChanged: Bool = false
+  ) {
+    var services = Set(effect.services)
+    if effect.ownNodeChanged { services.formUnion(state.services.keys) }
+    var delta = compiler.compile(services, in: state, tables: tables)
+    compiler.numbering.sync()
+    // The node's part walks all nodes: only where something of it can have changed.
+    if nodeMayHaveChanged || effect.ownNodeChanged || !effect.nodes.isEmpty || effect.serviceCIDRsChanged {
+      delta.takeNode(from: nodeDelta())
+    }
+    // What does not wait for nf_tables, and must not be lost where that fails.
+    if !effect.nodes.isEmpty { updateRoutes() }
+    updateHealthChecks()
+    do {
+      let report = try apply(delta)
+      let took = clock.now - receivedAt
+      oldestPending = nil
+      metrics.syncDuration.observe(seconds(took))
+      let now = Self.wallClock()
+      metrics.lastSync = now
+      for time in triggered where time > 0 { metrics.programmingDuration.observe(max(0, now - Double(time) / 1000)) }
+      if report.batches > 0 {
+        logger.info(
+          "programmed",
+          metadata: [
+            "services": "\(services.count == 1 ? "\(services.first.map { "\($0)" } ?? "")" : "\(services.count)")",
+            "frontends": "\(delta.frontends.count)", "sets": "\(delta.sets.count)",
+            "messages": "\(report.messages)", "event-to-kernel": "\(milliseconds(took))", "revision": "\(revision)",
+          ])
+      }
+      reportConflicts()
+    } catch is RepairUnderWay {
+      // The repair puts the tables as they are then into the kernel.
+    } catch {
+      failed(error)
+    }
+  }
+
+  private func updateHealthChecks() {
+    guard servedHealthChecks != compiler.healthCheckRevision else { return }
+    servedHealthChecks = compiler.healthCheckRevision
+    healthChecks.update(compiler.healthChecks)
+  }
+
+  /// Applies a delta to tables and kernel, and ends the UDP flows it leaves behind.
+  func apply(_ delta: TableDelta) throws -> ApplyReport {
+    guard !delta.isEmpty else { return ApplyReport() }
+    tables.apply(delta)
+    revision += 1
+    guard !needsResync else { throw RepairUnderWay() }
+    let report = try engine.apply(delta, tables: tables)
+    count(report)
+    if engine.hasDeferredRemovals { removalsDue = removalsDue ?? clock.now + .milliseconds(20) }
+    endStaleFlows(delta)
+    return report
+  }
+
+  /// Has the flows looked at that a delta may have left behind.
+  func endStaleFlows(_ delta: TableDelta) {
+    var targets: Set<FlowSweeper.Target> = []
+    for stale in delta.staleFlows(after: tables, frontendsOf: { compiler.frontendKeys(of: $0) }) {
+      let destinations: [IPAddress] =
+        switch stale.key.destination {
+        case .address(let address): [address]
+        case .node(let family): tables.node.nodePortAddresses.filter { $0.family == family }
+        }
+      for destination in destinations {
+        targets.insert(
+          FlowSweeper.Target(proto: stale.key.proto, destination: SocketAddress(destination, stale.key.port)))
+      }
+    }
+    guard !targets.isEmpty else { return }
+    Task { await sweeper.sweep(targets, for: self) }
+  }
+
+  /// Whether flows lead to a backend that the tables have for their destination.
+  func areServed(_ entries: [ConntrackEntry]) -> [Bool] {
+    entries.map { entry in
+      guard let port = Port(entry.reply.sourcePort) else { return false }
+      let backend = SocketAddress(entry.reply.source, port)
+      return frontends(of: entry).contains { frontend in
+        [frontend.nodeScope, frontend.outsideScope].contains { scope in
+          let id = BackendSetID(service: frontend.service, scope: scope, family: entry.original.destination.family)
+          let set = tables.services.sets[id]
+          return set?.backends.contains(backend) == true || set?.draining.contains(backend) == true
+        }
+      }
+    }
+  }
+
+  func areFrontends(_ entries: [ConntrackEntry]) -> [Bool] { entries.map { !frontends(of: $0).isEmpty } }
+
+  func frontends(of entry: ConntrackEntry) -> [Frontend] {
+    guard let proto = L4Protocol(rawValue: entry.original.protocolNumber),
+      let port = Port(entry.original.destinationPort)
+    else { return [] }
+    let destination = entry.original.destination
+    var keys = [FrontendKey(.address(destination), proto, port)]
+    if tables.node.nodePortAddresses.contains(destination) {
+      keys.append(FrontendKey(.node(destination.family), proto, port))
+    }
+    return keys.compactMap { tables.services.frontends[$0] }
+  }
+
+  func count(_ report: ApplyReport) {
+    metrics.netlinkMessages += report.messages
+    metrics.dumps += report.dumps
+  }
+
+  func failed(_ error: any Error) {
+    metrics.transactionFailures += 1
+    lastFailure = "\(error)"
+    logger.error("programming failed, the kernel will be read back", metadata: ["error": "\(error)"])
+    guard !needsResync else { return }
+    needsResync = true
+    nextResync = clock.now + resyncDelay
+  }
+
+  /// Makes the kernel equal to the tables, whatever it has.
+  func resync(_ why: String) {
+    do {
+      let (report, drift) = try engine.resync(tables)
+      count(report)
+      needsResync = false
+      lastFailure = nil
+      oldestPending = nil
+      resyncDelay = .milliseconds(100)
+      lastVerified = clock.now
+      metrics.lastSync = Self.wallClock()
+      if why != "first sync", !drift.isEmpty {
+        metrics.repairs += 1
+        metrics.drift += drift.count
+        logger.warning("kernel repaired", metadata: ["why": "\(why)", "objects": "\(drift.count)"])
+        for object in drift.prefix(20) { logger.warning("repaired", metadata: ["object": "\(object)"]) }
+      } else {
+        logger.info("kernel adopted", metadata: ["differences": "\(drift.count)", "messages": "\(report.messages)"])
+      }
+      Task {
+        await sweeper.sweepAll(for: self)
+        hasSwept = true
+      }
+    } catch {
+      resyncDelay = min(resyncDelay * 2, .seconds(10))
+      needsResync = false
+      failed(error)
+    }
+  }
+
+  /// What time brings: removals that were put off, repairs, comparisons. Called a few times a second.
+  func tick() {
+    lastTurn = clock.now
+    guard isSynced else { return }
+    if needsResync {
+      if clock.now >= nextResync { resync("a transaction failed") }
+      return
+    }
+    do {
+      if let due = removalsDue, clock.now >= due {
+        removalsDue = nil
+        count(try engine.finishRemovals())
+      }
+      let isOld = lastVerified.map { clock.now - $0 > .seconds(configuration.verifyInterval) } ?? true
+      let wasChanged = try engine.wasChangedByOthers()
+      count(engine.takeReport())
+      guard isOld || wasChanged else { return }
+      let drift = try engine.verify(tables)
+      count(engine.takeReport())
+      lastVerified = clock.now
+      if !drift.isEmpty {
+        resync(isOld ? "a periodic comparison found differences" : "somebody else changed our tables")
+      }
+      if isOld {
+        let routesDiffer = (try? routes.reread()) ?? false
+        if routesDiffer { logger.warning("routes to other nodes had been changed") }
+        updateRoutes()
+      }
+    } catch {
+      failed(error)
+    }
+  }
+
+  /// `tick`, at once where something waits, else once a second: a look at nf_tables' generation is one small request.
+  func tickIfDue() {
+    let isUrgent = removalsDue != nil || needsResync
+    guard isUrgent || nextTick.map({ clock.now >= $0 }) ?? true else { return }
+    nextTick = clock.now + .seconds(1)
+    tick()
+  }
+
+  /// Reads the node's addresses and programs what follows from a change.
+  func addressesMayHaveChanged() {
+    guard case .within = configuration.nodePortAddresses, let now = try? addresses.addresses(), now != ownAddresses
+    else { return }
+    ownAddresses = now
+    guard isSynced else { return }
+    program(ChangeEffect(), receivedAt: clock.now, triggered: [], nodeMayHaveChanged: true)
+  }
+}

@@ -1,0 +1,165 @@
+import CLinux
+import DataplaneModel
+import Glibc
+import KubernetesObjects
+import LocalAPI
+import Logging
+import NFTables
+import Netlink
+import NetworkTypes
+import ServiceCompiler
+
+/// What metrics, status and `dpctl` ask for.
+extension Reconciler {
+  func reportConflicts() {
+    let now = Set(compiler.conflicts(nodePortAddresses: tables.node.nodePortAddresses).map { "\($0)" })
+    for conflict in now.subtracting(reportedConflicts) {
+      logger.warning("claim lost", metadata: ["claim": "\(conflict)"])
+    }
+    reportedConflicts = now
+    for (service, ports) in compiler.unnumbered {
+      logger.error(
+        "service ports not programmed",
+        metadata: ["service": "\(service)", "ports": "\(ports)", "reason": "\(compiler.numbering.failure ?? "")"])
+    }
+  }
+
+  static func wallClock() -> Double {
+    var now = timespec()
+    clock_gettime(CLOCK_REALTIME, &now)
+    return Double(now.tv_sec) + Double(now.tv_nsec) / 1e9
+  }
+
+  /// The loop turns, and nothing has waited longer than 30 s.
+  var isAlive: Bool {
+    guard clock.now - lastTurn < .seconds(30) else { return false }
+    return oldestPending.map { clock.now - $0 < .seconds(30) } ?? true
+  }
+  var isReady: Bool { isSynced && !needsResync && hasSwept }
+  /// False as well while the Node is going away.
+  var isHealthy: Bool {
+    let node = state.ownNode
+    return isAlive && node?.isBeingDeleted != true
+      && node?.taintKeys.contains("ToBeDeletedByClusterAutoscaler") != true
+  }
+
+  func metricsText() async -> String {
+    var metrics = metrics
+    metrics.staleFlowsRemoved = await sweeper.removed
+    metrics.withoutLocalEndpoint = compiler.withoutLocalEndpoint.mapValues(\.count)
+    metrics.gauges = [
+      ("sluice_services", "Services in the tables.", Double(Set(compiler.names.values.map(\.service)).count)),
+      ("sluice_frontends", "Frontends in the tables.", Double(tables.services.frontends.count)),
+      (
+        "sluice_backends", "Backends in the tables, each counted once per set.",
+        Double(tables.services.sets.values.reduce(0) { $0 + $1.backends.count })
+      ),
+      ("sluice_local_endpoints", "Pods of this node.", Double(endpoints.count)),
+      ("sluice_problems", "Objects that are ignored because they are wrong.", Double(problems.values.joined().count)),
+      (
+        "sluice_claim_conflicts", "Claims to addresses and ports that lost.",
+        Double(compiler.conflicts(nodePortAddresses: tables.node.nodePortAddresses).count)
+      ),
+      ("sluice_revision", "Number of the tables' last change.", Double(revision)),
+    ]
+    return metrics.text()
+  }
+
+  func status() -> JSONValue {
+    let problemList = problems.values.joined().map { JSONValue.string("\($0)") }.sorted { "\($0)" < "\($1)" }
+    return [
+      "apiVersion": "sluice.dev/v1",
+      "agent": [
+        "version": .string(sluiceVersion), "pid": .int(Int64(getpid())), "node": .string(configuration.nodeName),
+        "uptimeSeconds": .int(Int64(time(nil) - startedAt)), "residentBytes": .int(Int64(AgentMetrics.residentBytes)),
+      ],
+      "source": [
+        "kind": "manifests", "path": .string(configuration.manifests), "synced": .bool(isSynced),
+        "problems": .array(problemList),
+        "ignoredKinds": .object(
+          JSONObject(ignoredKinds.sorted { $0.key < $1.key }.map { ($0.key, .int(Int64($0.value))) })),
+      ],
+      "dataplane": [
+        "engine": .string(configuration.engine.rawValue), "ok": .bool(isReady), "revision": .int(Int64(revision)),
+        "verifiedSecondsAgo": lastVerified.map { .int((clock.now - $0).components.seconds) } ?? .null,
+        "lastFailure": lastFailure.map { .string($0) } ?? .null, "repairs": .int(Int64(metrics.repairs)),
+      ],
+      "services": [
+        "services": .int(Int64(Set(compiler.names.values.map(\.service)).count)),
+        "frontends": .int(Int64(tables.services.frontends.count)),
+        "backends": .int(Int64(tables.services.sets.values.reduce(0) { $0 + $1.backends.count })),
+        "conflicts": .array(
+          compiler.conflicts(nodePortAddresses: tables.node.nodePortAddresses).map { .string("\($0)") }),
+      ],
+      "endpoints": .int(Int64(endpoints.count)),
+    ]
+  }
+
+  /// Every frontend with its backends, by service.
+  func services(namespace: String?, name: String?) -> JSONValue {
+    var rows: [(sort: String, json: JSONValue)] = []
+    for (key, frontend) in tables.services.frontends {
+      guard let port = compiler.names[frontend.service], namespace == nil || port.service.namespace == namespace,
+        name == nil || port.service.name == name
+      else { continue }
+      func backends(_ scope: BackendScope) -> JSONValue {
+        let id = BackendSetID(service: frontend.service, scope: scope, family: key.destination.family)
+        let set = tables.services.sets[id]
+        return [
+          "policy": .string(scope.description),
+          "whenEmpty": .string(set?.emptyAction == .drop ? "drop" : "reject"),
+          "affinitySeconds": set?.affinityTimeout.map { .int(Int64($0)) } ?? .null,
+          "addresses": .array((set?.backends ?? []).map { .string($0.description) }),
+        ]
+      }
+      let row: JSONValue = [
+        "namespace": .string(port.service.namespace), "service": .string(port.service.name),
+        "port": .string(port.port), "protocol": .string(port.proto.kubernetesName),
+        "kind": .string(frontend.kind.description), "address": .string(key.destination.description),
+        "portNumber": .int(Int64(key.port.number)), "id": .int(Int64(frontend.service.rawValue)),
+        "sourceRanges": frontend.sourceRanges.map { .array($0.map { .string($0.description) }) } ?? .null,
+        "fromNode": backends(frontend.nodeScope), "fromOutside": backends(frontend.outsideScope),
+      ]
+      rows.append(("\(port) \(frontend.kind.rawValue) \(key)", row))
+    }
+    return [
+      "apiVersion": "sluice.dev/v1", "items": .array(rows.sorted { $0.sort < $1.sort }.map(\.json)),
+    ]
+  }
+
+  /// Differences between the objects, the tables and the kernel; empty when all three agree.
+  func serviceDiff() throws -> JSONValue {
+    var differences: [JSONValue] = []
+    func note(_ where: String, _ kind: String, _ object: String) {
+      differences.append(["between": .string(`where`), "kind": .string(kind), "object": .string(object)])
+    }
+    for object in compiler.differences(in: state, from: tables) { note("objects and agent", "different", object) }
+    for drift in try engine.verify(tables) { note("agent and kernel", drift.kind.rawValue, drift.object) }
+    count(engine.takeReport())
+    clinux_malloc_trim()
+    return ["apiVersion": "sluice.dev/v1", "differences": .array(differences)]
+  }
+
+  func endpointList() -> JSONValue {
+    [
+      "apiVersion": "sluice.dev/v1",
+      "items": .array(endpoints.values.sorted { $0.hostInterface < $1.hostInterface }.map(\.json)),
+    ]
+  }
+
+  /// What the plugin and the CNI config need of the Node object; nil until it is there with pod ranges.
+  func nodeFacts() -> NodeFacts? {
+    guard isSynced, let node = state.ownNode, !node.podCIDRs.isEmpty else { return nil }
+    return NodeFacts(node: node.name, podCIDRs: node.podCIDRs, mtu: uplinkMTU(node))
+  }
+
+  /// The MTU of the device that has the node's address.
+  func uplinkMTU(_ node: Node) -> Int? {
+    guard let assigned = try? addresses.addresses().first(where: { node.internalIPs.contains($0.address.address) }),
+      let link = try? addresses.link(index: assigned.interfaceIndex)
+    else { return nil }
+    return link.mtu
+  }
+
+  func stopHealthChecks() { healthChecks.update([:]) }
+}

@@ -1,0 +1,183 @@
+import CLinux
+import ClusterSource
+import DataplaneModel
+import Glibc
+import KubernetesObjects
+import LocalAPI
+import Logging
+import NFTables
+import Netlink
+import NetworkTypes
+import ServiceCompiler
+
+/// The one writer of this node's packet path: takes what sources report, keeps the tables, and makes the kernel equal.
+///
+/// Level-triggered: a change is compiled from the state as it is, so that repeated or late reports do no harm. Until the
+/// source has been read once nothing in the kernel is touched.
+actor Reconciler {
+  let configuration: AgentConfiguration
+  let logger: Logger
+  let clock = ContinuousClock()
+  let state: ClusterState
+  var compiler: ServiceCompiler<NumberJournal>
+  var tables = Tables()
+  var engine: NFTablesEngine
+  var routes: NodeRoutes
+  let addresses: RouteSocket
+  let sweeper: FlowSweeper
+  let records: EndpointRecordStore
+  let healthChecks: HealthCheckServers
+  var endpoints: [String: EndpointRecord] = [:]
+  var metrics = AgentMetrics()
+
+  /// Services that changed before the first sync, or whose programming failed.
+  var isSynced = false
+  /// Which state of the compiler's health checks is served.
+  var servedHealthChecks = 0
+  /// UDP flows of the time before this agent have been judged.
+  var hasSwept = false
+  var needsResync = false
+  var resyncDelay = Duration.milliseconds(100)
+  var nextResync: ContinuousClock.Instant
+  var lastVerified: ContinuousClock.Instant?
+  var lastTurn: ContinuousClock.Instant
+  var oldestPending: ContinuousClock.Instant?
+  var removalsDue: ContinuousClock.Instant?
+  var revision = 0
+  var problems: [String: [ObjectProblem]] = [:]
+  var ignoredKinds: [String: Int] = [:]
+  var lastFailure: String?
+  var nodeWarned = false
+  let startedAt = time(nil)
+  var nextTick: ContinuousClock.Instant?
+  var ownAddresses: [AssignedAddress] = []
+  var reportedConflicts: Set<String> = []
+
+  init(configuration: AgentConfiguration, logger: Logger) throws {
+    self.configuration = configuration
+    self.logger = logger
+    state = ClusterState(ownNodeName: configuration.nodeName)
+    engine = try NFTablesEngine()
+    let numbering = try NumberJournal(
+      path: configuration.stateDir + "/service-numbers", floor: try engine.largestServiceNumber())
+    compiler = ServiceCompiler(
+      nodeName: configuration.nodeName, numbering: numbering, slotsInForce: try engine.slotsInForce())
+    routes = try NodeRoutes()
+    addresses = try RouteSocket()
+    sweeper = FlowSweeper(conntrack: try ConntrackSocket(), logger: logger)
+    records = EndpointRecordStore(directory: configuration.runDir + "/endpoints")
+    healthChecks = HealthCheckServers(logger: logger)
+    nextResync = clock.now
+    lastTurn = clock.now
+  }
+
+  // MARK: Inputs
+
+  /// Reads the endpoint records that earlier agents and the plugin left; those of dead namespaces are dropped.
+  func loadEndpoints() {
+    do {
+      let listing = try records.list()
+      for (path, reason) in listing.unreadable {
+        logger.warning("endpoint record ignored", metadata: ["file": "\(path)", "reason": "\(reason)"])
+      }
+      for record in listing.records {
+        // Gone for certain: where the kernel cannot be asked, the pod is taken to be there.
+        if case .success(nil) = Result(catching: { try addresses.link(named: record.hostInterface) }) {
+          logger.info("endpoint is gone", metadata: ["interface": "\(record.hostInterface)"])
+          try? records.remove(
+            network: record.network, containerID: record.containerID, interfaceName: record.interfaceName)
+          continue
+        }
+        endpoints[record.fileName] = record
+      }
+    } catch {
+      logger.error("endpoint records cannot be read", metadata: ["error": "\(error)"])
+    }
+  }
+
+  func handle(_ event: SourceEvent) {
+    switch event {
+    case .problems(let found, let file):
+      problems[file] = found.isEmpty ? nil : found
+      for problem in found { logger.warning("object ignored", metadata: ["problem": "\(problem)"]) }
+      if found.isEmpty { logger.info("no problem left", metadata: ["file": "\(file)"]) }
+    case .ignoredKinds(let kinds):
+      ignoredKinds = kinds
+    case .synced:
+      firstSync()
+    case .changes(let changes, let receivedAt):
+      metrics.lastQueued = Self.wallClock()
+      var effect = ChangeEffect()
+      var triggered: [Int64] = []
+      for change in changes {
+        if case .upsert(.endpointSlice(let slice)) = change, let time = slice.lastChangeTriggerTime {
+          triggered.append(time)
+        }
+        switch change.id.kind {
+        case .service: metrics.serviceChanges += 1
+        case .endpointSlice: metrics.endpointChanges += 1
+        default: break
+        }
+        effect.formUnion(state.apply(change))
+      }
+      guard isSynced else { return }
+      oldestPending = oldestPending ?? receivedAt
+      program(effect, receivedAt: receivedAt, triggered: triggered)
+    }
+  }
+
+  /// A pod was attached: returns once its packets are judged. Throws what the plugin hands to the runtime.
+  func publish(_ record: EndpointRecord) throws {
+    guard isSynced else { throw LocalAPIRefusal("the agent has not read the cluster's objects yet") }
+    endpoints[record.fileName] = record
+    try programEndpoints("endpoint attached", record)
+  }
+
+  func unpublish(containerID: String, interfaceName: String) throws {
+    let gone = endpoints.values.filter { $0.containerID == containerID && $0.interfaceName == interfaceName }
+    for record in gone {
+      endpoints[record.fileName] = nil
+      if isSynced { try programEndpoints("endpoint detached", record) }
+    }
+  }
+
+  private func programEndpoints(_ what: String, _ record: EndpointRecord) throws {
+    let start = clock.now
+    do {
+      let report = try apply(nodeDelta())
+      logger.info(
+        "\(what)",
+        metadata: [
+          "pod": "\(record.podNamespace ?? "")/\(record.podName ?? record.containerID)",
+          "interface": "\(record.hostInterface)", "took": "\(milliseconds(clock.now - start))",
+          "messages": "\(report.messages)",
+        ])
+    } catch let error as RepairUnderWay {
+      throw error
+    } catch {
+      failed(error)
+      throw LocalAPIRefusal("the kernel refused the endpoint: \(error)")
+    }
+  }
+}
+
+/// The kernel is about to be read back and mended; nothing is programmed before that.
+struct RepairUnderWay: Error, CustomStringConvertible {
+  var description: String { "a repair of the kernel is under way, try again" }
+}
+
+/// What the local API answers with an error.
+struct LocalAPIRefusal: Error, CustomStringConvertible {
+  var description: String
+  init(_ description: String) { self.description = description }
+}
+
+func seconds(_ duration: Duration) -> Double {
+  Double(duration.components.seconds) + Double(duration.components.attoseconds) / 1e18
+}
+
+func milliseconds(_ duration: Duration) -> String {
+  let thousandths = Int(seconds(duration) * 1_000_000)
+  let fraction = String(thousandths % 1000)
+  return "\(thousandths / 1000).\(String(repeating: "0", count: 3 - fraction.count) + fraction)ms"
+}

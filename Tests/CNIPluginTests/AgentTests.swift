@@ -1,0 +1,86 @@
+import Glibc
+import LocalAPI
+import NetworkTypes
+import Testing
+
+@Suite("The plugin and the agent")
+struct AgentTests {
+  private let node: Node
+
+  init() throws { node = try Node() }
+
+  private func config(_ changes: JSONObject = [:]) -> JSONValue {
+    var changes = changes
+    changes["requireAgent"] = true
+    changes["agentTimeoutMilliseconds"] = 300
+    return node.config(changes)
+  }
+
+  @Test("ADD publishes the record it keeps and waits; DEL takes it back")
+  func publish() throws {
+    let agent = try node.startAgent()
+    let pod = try Pod()
+    try node.add("c1", pod, config())
+    let record = try #require(try node.endpoints.list().records.first)
+    #expect(agent.requests.map(\.line) == ["POST /v1/endpoints"])
+    let sent = try JSONValue(parsing: try #require(agent.requests.first).body)
+    #expect(try EndpointRecord(json: sent) == record)
+    #expect(try node.run("DEL", in: pod, config()).exitCode == 0)
+    #expect(agent.requests.last?.line == "DELETE /v1/endpoints/c1/eth0")
+  }
+
+  @Test("an agent that refuses, is silent or away fails ADD with code 11 and leaves nothing", arguments: 0..<3)
+  func failure(kind: Int) throws {
+    let agent = kind == 2 ? nil : try node.startAgent(kind == 0 ? .refuses : .silent)
+    let pod = try Pod()
+    let outcome = try node.run("ADD", in: pod, config())
+    #expect(outcome.errorCode == 11, "\(outcome)")
+    if kind == 0 { #expect(outcome.message.contains("no room")) }
+    #expect(try pod.links() == ["lo"])
+    #expect(try node.leftovers() == [])
+    if let agent { #expect(agent.requests.last?.line == "DELETE /v1/endpoints/c1/eth0") }
+  }
+
+  @Test("DEL succeeds whatever the agent does", arguments: 0..<3)
+  func deleteAnyway(kind: Int) throws {
+    let pod = try Pod()
+    try node.add("c1", pod)
+    let agent = kind == 2 ? nil : try node.startAgent(kind == 0 ? .refuses : .silent)
+    #expect(try node.run("DEL", in: pod, config()).exitCode == 0)
+    #expect(try node.leftovers() == [])
+    withExtendedLifetime(agent) {}
+  }
+
+  @Test("STATUS is good while an ADD could be served, and names what is in the way")
+  func status() throws {
+    func message(_ config: JSONValue) throws -> String? {
+      let outcome = try node.run("STATUS", "", config, extra: ["CNI_IFNAME": ""])
+      guard outcome.exitCode != 0 else { return nil }
+      #expect(outcome.errorCode == 50, "\(outcome)")
+      return outcome.message
+    }
+    #expect(try message(node.config()) == nil)
+    #expect(try message(config())?.contains("agent") == true)
+    var agent = try node.startAgent()
+    #expect(try message(config()) == nil)
+    #expect(agent.requests.map(\.line) == ["GET /v1/healthz"])
+    #expect(try message(config(["ipam": nil]))?.contains("node.json") == true)
+    agent = try node.startAgent(.silent)
+    #expect(try message(config())?.contains("agent") == true)
+    #expect(try node.run("STATUS", "", config(["cniVersion": "1.0.0"])).errorCode == 1)
+    #expect(try node.run("STATUS", "", config(["mode": "bridge"])).errorCode == 2)
+
+    let small = node.config(["ipam": ["ranges": [[["subnet": "10.77.0.0/30"]]]]])
+    let first = try Pod()
+    try node.add("c1", first, small)
+    do {
+      let second = try Pod()
+      try node.add("c2", second, small)
+      #expect(try message(small)?.contains("in use") == true)
+      withExtendedLifetime(second) {}
+    }
+    // The second pod's namespace is gone: its address can be taken back.
+    #expect(try message(small) == nil)
+    withExtendedLifetime(first) {}
+  }
+}
