@@ -14,6 +14,14 @@ public struct NetworkPolicy: Hashable, Sendable {
   public var ingress: [NetworkPolicyRule] = []
   /// What the selected pods may reach. None: nothing.
   public var egress: [NetworkPolicyRule] = []
+  public var mode = Mode.enforce
+
+  /// Annotation `sluice.dev/mode`.
+  public enum Mode: String, Hashable, Sendable, CaseIterable {
+    case enforce
+    /// Drops nothing: what the policy would drop, were it enforced beside the others, is counted and shown.
+    case audit
+  }
 
   public init(key: ObjectKey) { self.key = key }
 }

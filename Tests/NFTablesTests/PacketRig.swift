@@ -326,6 +326,7 @@ final class PacketRig {
     usleep(20_000)
     var flows: [ConntrackTuple: ConntrackEntry] = [:]
     for entry in try conntrack.entries() { flows[entry.original] = entry }
+    let answers = Set(flows.values.map(\.reply))
     readErrors()
     defer { rejected = [] }
     for entry in flows.values { _ = try conntrack.delete(entry) }
@@ -335,7 +336,12 @@ final class PacketRig {
         source: packet.source, destination: packet.destination, protocolNumber: packet.proto.rawValue,
         sourcePort: packet.sourcePort, destinationPort: packet.destinationPort)
       // The flow first: a closed port of the node answers with the same error as a Service without endpoint.
-      return flows[tuple].map(Outcome.tracked) ?? (rejected.contains(tuple) ? .rejected : .dropped)
+      guard var flow = flows[tuple] else { return rejected.contains(tuple) ? .rejected : .dropped }
+      // A masqueraded flow drew this one's port at random: what is translated to nowhere gives way. As if it had not.
+      var answer = flow.reply
+      answer.destinationPort = tuple.sourcePort
+      if answers.contains(answer) { flow.reply = answer }
+      return .tracked(flow)
     }
   }
 
