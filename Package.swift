@@ -40,6 +40,8 @@ let package = Package(
     .target(
       name: "ServiceCompiler", dependencies: ["DataplaneModel", "KubernetesObjects"], swiftSettings: strict),
     .target(
+      name: "PolicyCompiler", dependencies: ["DataplaneModel", "KubernetesObjects"], swiftSettings: strict),
+    .target(
       name: "ClusterSource",
       dependencies: ["KubernetesObjects", "CLinux", .product(name: "Yams", package: "Yams")],
       swiftSettings: strict),
@@ -55,7 +57,7 @@ let package = Package(
       name: "ProxyAgent",
       dependencies: [
         "NetworkTypes", "DataplaneModel", "Netlink", "LocalAPI", "KubernetesObjects", "ServiceCompiler",
-        "ClusterSource", "NFTables", "CLinux",
+        "PolicyCompiler", "ClusterSource", "NFTables", "CLinux",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Hummingbird", package: "hummingbird"),
         .product(name: "HTTPTypes", package: "swift-http-types"),
@@ -84,9 +86,12 @@ let package = Package(
     .testTarget(
       name: "ServiceCompilerTests", dependencies: ["ServiceCompiler", "ClusterSource"], swiftSettings: strict),
     .testTarget(
+      name: "PolicyCompilerTests", dependencies: ["PolicyCompiler", "ClusterSource"], swiftSettings: strict),
+    .testTarget(
       name: "NFTablesTests",
       dependencies: [
-        "NFTables", "DataplaneModel", "Netlink", "KubernetesObjects", "ServiceCompiler", "ClusterSource", "LocalAPI",
+        "NFTables", "DataplaneModel", "Netlink", "KubernetesObjects", "ServiceCompiler", "PolicyCompiler",
+        "ClusterSource", "LocalAPI",
       ],
       swiftSettings: strict),
     .testTarget(name: "CNIPluginTests", dependencies: ["LocalAPI", "Netlink", "CLinux"], swiftSettings: strict),

@@ -26,7 +26,8 @@ struct RoutedShape {
     let digits = StableHash.hex128("\(containerID)\0\(interfaceName)")
     self.containerID = containerID
     podInterface = interfaceName
-    hostInterface = "sl" + digits.prefix(12)
+    // Its beginning tells the packet path whose device it is: see the agent's rules.
+    hostInterface = "slc" + digits.prefix(12)
     hostMAC = Self.mac(digits.dropFirst(12))
     podMAC = mac ?? Self.mac(digits.dropFirst(22))
   }

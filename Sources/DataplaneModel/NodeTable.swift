@@ -7,11 +7,14 @@ public struct LocalEndpoint: Sendable, Hashable {
   /// The pod's own hardware address.
   public var mac: MACAddress
   public var addresses: [IPAddress]
+  /// What policy says about it; nil: not known yet, nothing gets in or out.
+  public var subjects: Subjects?
 
-  public init(interface: String, mac: MACAddress, addresses: [IPAddress]) {
+  public init(interface: String, mac: MACAddress, addresses: [IPAddress], subjects: Subjects? = .unrestricted) {
     self.interface = interface
     self.mac = mac
     self.addresses = addresses
+    self.subjects = subjects
   }
 }
 
@@ -25,10 +28,16 @@ public struct NodeTable: Sendable, Equatable {
   public internal(set) var internalAddresses: [IPFamily: IPAddress] = [:]
   /// Pod traffic to anything outside these ranges is masqueraded; empty for a family: nothing is.
   public internal(set) var clusterRanges: Set<CIDR> = []
+  /// Every address of this node, whatever its device: nobody else may send from one.
+  public internal(set) var ownAddresses: Set<IPAddress> = []
 
   public init() {}
 
-  public func isLocalPod(_ address: IPAddress) -> Bool {
-    endpoints.values.contains { $0.addresses.contains(address) }
+  public func isLocalPod(_ address: IPAddress) -> Bool { endpoint(with: address) != nil }
+
+  /// Two have one address where a finished pod's sandbox outlives it: the one that policy knows is meant.
+  public func endpoint(with address: IPAddress) -> LocalEndpoint? {
+    let all = endpoints.values.filter { $0.addresses.contains(address) }
+    return all.first { $0.subjects != nil } ?? all.first
   }
 }

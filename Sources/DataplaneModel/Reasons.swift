@@ -4,13 +4,26 @@ public enum DropReason: String, Sendable, Hashable, CaseIterable {
   case noLocalEndpoint = "no-local-endpoint"
   case unallocatedServiceAddress = "unallocated-service-address"
   case forgedSource = "forged-source"
+  case forgedAdvertisement = "forged-advertisement"
+  case policyDenied = "policy-denied"
+  case unknownEndpoint = "unknown-endpoint"
+  case noVerdict = "no-verdict"
+
+  /// What `walk` can say; the others are policy's and the packet path's own.
+  public static let ofServices: [DropReason] = [
+    .sourceRange, .noLocalEndpoint, .unallocatedServiceAddress, .forgedSource,
+  ]
 
   public var explanation: String {
     switch self {
     case .sourceRange: "the client is outside the Service's loadBalancerSourceRanges"
     case .noLocalEndpoint: "the traffic policy is Local and this node has no usable endpoint"
     case .unallocatedServiceAddress: "the address lies in a ServiceCIDR, but no Service has it"
-    case .forgedSource: "the pod sent with a hardware or IP address that is not its own"
+    case .forgedSource: "sent with a hardware or IP address that is not the sender's own"
+    case .forgedAdvertisement: "a pod sent a router advertisement or a redirect"
+    case .policyDenied: "denied by policy"
+    case .unknownEndpoint: "the pod is not known yet: its policies have not been compiled"
+    case .noVerdict: "a look-up found nothing: the tables are damaged, or the packet has no transport header"
     }
   }
 }

@@ -11,6 +11,8 @@ public struct Change<Value: Sendable & Equatable>: Sendable, Equatable {
   }
 }
 
+extension Change: Hashable where Value: Hashable {}
+
 public struct SetChange<Element: Hashable & Sendable>: Sendable, Equatable {
   public var added: Set<Element> = []
   public var removed: Set<Element> = []
@@ -39,13 +41,25 @@ public struct TableDelta: Sendable, Equatable {
   public var nodePortAddresses = SetChange<IPAddress>()
   public var internalAddresses: [IPFamily: Change<IPAddress>] = [:]
   public var clusterRanges = SetChange<CIDR>()
+  public var ownAddresses = SetChange<IPAddress>()
+  public var identities: [IPAddress: Change<IdentityID>] = [:]
+  public var blocks: [IPFamily: Change<BlockTable>] = [:]
+  public var podRanges = SetChange<CIDR>()
+  public var pairs: [PairKey: Change<PairValue>] = [:]
+  public var portSets: [PortSetID: Change<PortSet>] = [:]
+  public var attributions: [AttributionID: Change<Attribution>] = [:]
+  public var clauses: [ClauseKey: Change<UInt32>] = [:]
+  /// Live flows may be denied now, or allowed by another rule: engines judge each again at its next packet.
+  public var rejudgesFlows = false
 
   public init() {}
 
   public var isEmpty: Bool {
     frontends.isEmpty && sets.isEmpty && serviceAddresses.isEmpty && otherAddresses.isEmpty && serviceRanges.isEmpty
       && endpoints.isEmpty
-      && nodePortAddresses.isEmpty && internalAddresses.isEmpty && clusterRanges.isEmpty
+      && nodePortAddresses.isEmpty && internalAddresses.isEmpty && clusterRanges.isEmpty && ownAddresses.isEmpty
+      && identities.isEmpty && blocks.isEmpty && podRanges.isEmpty && pairs.isEmpty && portSets.isEmpty
+      && attributions.isEmpty && clauses.isEmpty && !rejudgesFlows
   }
 }
 
@@ -53,6 +67,8 @@ public struct TableDelta: Sendable, Equatable {
 public struct Tables: Sendable, Equatable {
   public private(set) var services = ServiceTable()
   public private(set) var node = NodeTable()
+  public private(set) var identities = IdentityTable()
+  public private(set) var policies = PolicyTable()
 
   public init() {}
 
@@ -67,6 +83,14 @@ public struct Tables: Sendable, Equatable {
     services.serviceRanges.apply(delta.serviceRanges)
     node.nodePortAddresses.apply(delta.nodePortAddresses)
     node.clusterRanges.apply(delta.clusterRanges)
+    node.ownAddresses.apply(delta.ownAddresses)
+    for (key, change) in delta.identities { identities.addresses[key] = change.new }
+    for (key, change) in delta.blocks { identities.blocks[key] = change.new }
+    identities.podRanges.apply(delta.podRanges)
+    for (key, change) in delta.pairs { policies.pairs[key] = change.new }
+    for (key, change) in delta.portSets { policies.portSets[key] = change.new }
+    for (key, change) in delta.attributions { policies.attributions[key] = change.new }
+    for (key, change) in delta.clauses { policies.clauses[key] = change.new }
   }
 
   /// The delta from nothing to this state.
@@ -81,6 +105,14 @@ public struct Tables: Sendable, Equatable {
     delta.serviceRanges.added = services.serviceRanges
     delta.nodePortAddresses.added = node.nodePortAddresses
     delta.clusterRanges.added = node.clusterRanges
+    delta.ownAddresses.added = node.ownAddresses
+    delta.identities = identities.addresses.mapValues { Change(old: nil, new: $0) }
+    delta.blocks = identities.blocks.mapValues { Change(old: nil, new: $0) }
+    delta.podRanges.added = identities.podRanges
+    delta.pairs = policies.pairs.mapValues { Change(old: nil, new: $0) }
+    delta.portSets = policies.portSets.mapValues { Change(old: nil, new: $0) }
+    delta.attributions = policies.attributions.mapValues { Change(old: nil, new: $0) }
+    delta.clauses = policies.clauses.mapValues { Change(old: nil, new: $0) }
     return delta
   }
 }

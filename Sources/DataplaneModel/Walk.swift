@@ -91,6 +91,10 @@ extension Tables {
   /// Packets of flows that exist already follow what their first packet met.
   public func walk(_ packet: Packet, affinity: AffinityState = AffinityState()) -> Set<ServiceOutcome> {
     if packet.origin == .pod, isForged(packet) { return [.dropped(.forgedSource)] }
+    // Only this node sends from its own addresses, and only its pods from theirs.
+    if packet.origin == .outside, node.ownAddresses.contains(packet.source) || node.isLocalPod(packet.source) {
+      return [.dropped(.forgedSource)]
+    }
     guard let frontend = frontend(for: packet) else {
       let destination = CIDR(host: packet.destination)
       if services.serviceAddresses.contains(packet.destination) { return [.rejected(.undefinedPort)] }

@@ -47,6 +47,8 @@ public final class ClusterState {
   private var slicesByService: [ObjectKey: [EndpointSlice]] = [:]
   /// The Service's name for each slice held: where to look when the slice's label changes or the slice goes.
   private var serviceNameOfSlice: [ObjectKey: String] = [:]
+  /// The pods and namespaces by their labels; what it is asked for stands in PodGroups.swift.
+  private(set) var groupIndex = PodGroupIndex()
 
   public init(ownNodeName: String) { self.ownNodeName = ownNodeName }
 
@@ -86,10 +88,12 @@ public final class ClusterState {
     case .endpointSlice(let slice): upsert(slice, &effect)
     case .node(let node):
       if nodes.replace(node.name, by: node) { effect.touch(node: node.name, own: ownNodeName) }
-    case .pod(let pod):
-      if pods.replace(pod.key, by: pod) { effect.pods = [pod.key] }
+    case .pod(let pod): upsert(pod, &effect)
     case .namespace(let namespace):
-      if namespaces.replace(namespace.name, by: namespace) { effect.namespaces = [namespace.name] }
+      if namespaces.replace(namespace.name, by: namespace) {
+        groupIndex.upsert(namespace)
+        effect.namespaces = [namespace.name]
+      }
     case .networkPolicy(let policy):
       if networkPolicies.replace(policy.key, by: policy) { effect.networkPolicies = [policy.key] }
     case .serviceCIDR(let range):
@@ -105,14 +109,29 @@ public final class ClusterState {
     case .node:
       if nodes.removeValue(forKey: key.name) != nil { effect.touch(node: key.name, own: ownNodeName) }
     case .pod:
-      if pods.removeValue(forKey: key) != nil { effect.pods = [key] }
+      if let pod = pods.removeValue(forKey: key) {
+        groupIndex.remove(pod)
+        effect.pods = [key]
+      }
     case .namespace:
-      if namespaces.removeValue(forKey: key.name) != nil { effect.namespaces = [key.name] }
+      if namespaces.removeValue(forKey: key.name) != nil {
+        groupIndex.removeNamespace(key.name)
+        effect.namespaces = [key.name]
+      }
     case .networkPolicy:
       if networkPolicies.removeValue(forKey: key) != nil { effect.networkPolicies = [key] }
     case .serviceCIDR:
       effect.serviceCIDRsChanged = serviceCIDRs.removeValue(forKey: key.name) != nil
     }
+  }
+
+  private func upsert(_ pod: Pod, _ effect: inout ChangeEffect) {
+    let old = pods[pod.key]
+    guard old != pod else { return }
+    var new = pod
+    groupIndex.replace(old, by: &new)
+    pods[pod.key] = new
+    effect.pods = [pod.key]
   }
 
   private func upsert(_ slice: EndpointSlice, _ effect: inout ChangeEffect) {

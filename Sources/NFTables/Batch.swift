@@ -213,7 +213,7 @@ struct Batch: ~Copyable {
       entry.writeKey(&bytes)
       value(header, NFTA_SET_ELEM_KEY, bytes.bytes)
       guard !isDeletion else { return }
-      if case .verdict(_, _, _, let verdict) = entry {
+      if let verdict = entry.verdict {
         nest(header, UInt16(NFTA_SET_ELEM_DATA.rawValue)) {
           nest(header, UInt16(NFTA_DATA_VERDICT.rawValue)) {
             mnl_attr_put_u32(
@@ -225,6 +225,11 @@ struct Batch: ~Copyable {
         bytes.clear()
         entry.writeData(&bytes)
         if !bytes.bytes.isEmpty { value(header, NFTA_SET_ELEM_DATA, bytes.bytes) }
+      }
+      if entry.isCounted {
+        nest(header, UInt16(NFTA_SET_ELEM_EXPR.rawValue)) {
+          mnl_attr_put_strz(header, UInt16(NFTA_EXPR_NAME.rawValue), "counter")
+        }
       }
     }
     bytes.clear()

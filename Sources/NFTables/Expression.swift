@@ -21,13 +21,16 @@ enum MetaKey: UInt32, Sendable {
   case inputInterface = 4
   case inputName = 6
   case outputName = 7
+  case packetType = 19
   case l4Protocol = 16
 }
 
 /// `enum nft_ct_keys`, as far as we use it.
 enum ConntrackKey: UInt32, Sendable {
   case state = 0
+  case direction = 1
   case status = 2
+  case mark = 3
   case protocolDestination = 12
   case destinationIPv4 = 20
   case destinationIPv6 = 22
@@ -78,6 +81,8 @@ enum Expression: Sendable, Hashable, CustomStringConvertible {
   case compare(Register, equal: Bool, [UInt8])
   /// `register &= mask`; host byte order.
   case and(Register, mask: UInt32)
+  /// `register = register & mask ^ bits`; host byte order.
+  case replaceBits(Register, mask: UInt32, bits: UInt32)
   /// A uniformly random number below `modulus`.
   case random(modulus: UInt32, to: Register)
   case destinationNAT(IPFamily, address: Register, port: Register)
@@ -88,6 +93,9 @@ enum Expression: Sendable, Hashable, CustomStringConvertible {
   case updateElement(MapName, key: Register, data: Register, timeoutMilliseconds: UInt64)
   case deleteElement(MapName, key: Register, data: Register)
   case counter
+  case setConntrackMark(from: Register)
+  /// To whoever listens to our group of nfnetlink_log: the prefix says why, the packet's mark by which clause.
+  case log(prefix: String)
   /// ICMP or ICMPv6 port unreachable.
   case reject(IPFamily)
   /// A TCP reset. An ICMPv6 error that arrives while connect(2) still holds its socket is lost (LockDroppedIcmps), and
@@ -107,6 +115,8 @@ enum Expression: Sendable, Hashable, CustomStringConvertible {
     case .verdict(let verdict): "\(verdict)"
     case .compare(let register, let equal, let bytes): "\(register) \(equal ? "==" : "!=") \(bytes)"
     case .and(let register, let mask): "\(register) &= 0x\(String(mask, radix: 16))"
+    case .replaceBits(let register, let mask, let bits):
+      "\(register) = \(register) & 0x\(String(mask, radix: 16)) ^ 0x\(String(bits, radix: 16))"
     case .random(let modulus, let to): "\(to) = random % \(modulus)"
     case .destinationNAT(_, let address, let port): "dnat to \(address):\(port)"
     case .sourceNAT(_, let address): "snat to \(address)"
@@ -116,6 +126,8 @@ enum Expression: Sendable, Hashable, CustomStringConvertible {
       "update @\(map.rawValue)[\(key)] = \(data) for \(timeout)ms"
     case .deleteElement(let map, let key, _): "delete @\(map.rawValue)[\(key)]"
     case .counter: "counter"
+    case .setConntrackMark(let from): "ct mark = \(from)"
+    case .log(let prefix): "log \(prefix)"
     case .reject: "reject"
     case .resetTCP: "reject with tcp reset"
     }

@@ -1,3 +1,4 @@
+import DataplaneModel
 import NetworkTypes
 
 /// The flags of a frontend's value; the service number stands below them.
@@ -49,10 +50,18 @@ struct ChainUse: Sendable, Hashable, Comparable {
 struct Layout: Sendable {
   let family: IPFamily
   /// Source of flows masqueraded towards a local pod.
-  let internalAddress: IPAddress?
+  var internalAddress: IPAddress?
+  var policy = PolicyLayout()
+
+  init(family: IPFamily, internalAddress: IPAddress?, policy: PolicyLayout = PolicyLayout()) {
+    self.family = family
+    self.internalAddress = internalAddress
+    self.policy = policy
+  }
 
   private var words: Int { family.addressBytes / 4 }
-  private var savedMark: Register { Register(15) }
+  var addressWords: Int { words }
+  var savedMark: Register { Register(15) }
 
   static let tableName = "sluice"
 
@@ -74,10 +83,11 @@ struct Layout: Sendable {
             ]),
           RuleSpec(comment: "no endpoint, or no such port", expressions: [.counter, .reject(family)]),
         ]),
-      ChainSpec(name: "drop-no-local-endpoint", rules: [dropRule("traffic policy Local, no endpoint here")]),
-      ChainSpec(name: "drop-source-range", rules: [dropRule("outside loadBalancerSourceRanges")]),
-      ChainSpec(name: "drop-unallocated", rules: [dropRule("unallocated service address")]),
-      ChainSpec(name: "drop-forged", rules: [dropRule("forged source")]),
+      ChainSpec(name: "drop-no-local-endpoint", rules: [dropRule(.noLocalEndpoint)]),
+      ChainSpec(name: "drop-source-range", rules: [dropRule(.sourceRange)]),
+      ChainSpec(name: "drop-unallocated", rules: [dropRule(.unallocatedServiceAddress)]),
+      ChainSpec(name: "drop-forged", rules: [dropRule(.forgedSource)]),
+      ChainSpec(name: "drop-forged-advertisement", rules: [dropRule(.forgedAdvertisement)]),
       ChainSpec(name: "masquerade-flow", rules: masqueradeRules),
       ChainSpec(name: "service-source", rules: serviceSourceRules),
       ChainSpec(name: "services", rules: serviceRules),
@@ -89,7 +99,7 @@ struct Layout: Sendable {
         rules: [RuleSpec(comment: "new flows of this node", expressions: [.verdict(.jump("services"))])]),
       ChainSpec(name: "postrouting", hook: HookSpec(kind: .nat, hook: 4, priority: 100), rules: postroutingRules),
       ChainSpec(name: "forged", hook: HookSpec(kind: .filter, hook: 0, priority: -300), rules: forgedRules),
-    ]
+    ] + policyChains
   }
 
   func chain(for use: ChainUse) -> ChainSpec {
@@ -97,8 +107,9 @@ struct Layout: Sendable {
       name: use.name, rules: use.kind == .balance ? balanceRules(use) : affinityRules(use))
   }
 
-  private func dropRule(_ comment: String) -> RuleSpec {
-    RuleSpec(comment: comment, expressions: [.counter, .verdict(.drop)])
+  /// Drops, tells whoever listens, and counts.
+  func dropRule(_ reason: DropReason) -> RuleSpec {
+    RuleSpec(comment: reason.rawValue, expressions: [.log(prefix: reason.rawValue), .counter, .verdict(.drop)])
   }
 
   private var serviceRules: [RuleSpec] {
@@ -209,7 +220,9 @@ struct Layout: Sendable {
           + [.lookup(.sets, key: value, to: Register(0), inverted: false)] + roundTrip(Register(0)) + restoreMark
           + [.verdictLookup(use.isRemote ? .remoteBalancers : .balancers, key: Register(0))]),
       known,
-      dropRule("lost between two look-ups: the client's next try is served"),
+      RuleSpec(
+        comment: "lost between two look-ups: the client's next try is served",
+        expressions: [.counter, .verdict(.drop)]),
     ]
   }
 
@@ -274,7 +287,7 @@ struct Layout: Sendable {
   /// Anti-spoofing: a pod sends with its own hardware and IP address only. Link-local and unspecified IPv6 sources are
   /// neighbour discovery's, and are never routed on.
   private var forgedRules: [RuleSpec] {
-    var rules: [RuleSpec] = []
+    var rules = forgedByAnyoneRules
     if family == .v6 {
       let linkLocal: [Expression] = [
         .payload(.network, offset: 8, length: 2, to: Register(0)), .and(Register(0), mask: 0x0000_c0ff),
@@ -302,11 +315,11 @@ struct Layout: Sendable {
 
   // MARK: Pieces
 
-  private func source(to register: Register) -> Expression {
+  func source(to register: Register) -> Expression {
     .payload(.network, offset: family == .v4 ? 12 : 8, length: UInt32(family.addressBytes), to: register)
   }
 
-  private func destination(to register: Register) -> Expression {
+  func destination(to register: Register) -> Expression {
     .payload(.network, offset: family == .v4 ? 16 : 24, length: UInt32(family.addressBytes), to: register)
   }
 
@@ -340,7 +353,7 @@ struct Layout: Sendable {
   }
 
   /// Gives nft a name for the register's value (see the type's comment).
-  private func roundTrip(_ register: Register) -> [Expression] {
+  func roundTrip(_ register: Register) -> [Expression] {
     [.setMeta(.mark, from: register), .meta(.mark, to: register)]
   }
 
@@ -348,7 +361,7 @@ struct Layout: Sendable {
     [.setMeta(.mark, from: value), .meta(.mark, to: register), .and(register, mask: mask)] + roundTrip(register)
   }
 
-  private var restoreMark: [Expression] { [.setMeta(.mark, from: savedMark)] }
+  var restoreMark: [Expression] { [.setMeta(.mark, from: savedMark)] }
 
   /// A look-up that fails ends the rule: the mark has to be back before each.
   private func restoring(_ expressions: [Expression]) -> [Expression] {

@@ -31,6 +31,21 @@ extension MapEntry {
       out.append(address)
     case .verdict(_, _, let code, _): out.append(code)
     case .foreign(_, _, let key): out.append(key)
+    case .subject(_, _, let name, _): out.append(interface: name)
+    case .identity(let address, _): out.append(address)
+    case .block(let table, let range, _):
+      out.append(table)
+      out.append(range.first)
+    case .blockTable: out.append(UInt32(0))
+    case .pair(_, _, let first, let second, _), .clause(_, let first, let second, _):
+      out.append(first)
+      out.append(second)
+    case .port(_, let set, let port, _):
+      out.append(set)
+      out.append(port)
+    case .portRange(_, let set, let range, _):
+      out.append(set)
+      out.append(range.lowerBound)
     }
   }
 
@@ -41,6 +56,12 @@ extension MapEntry {
     case .sourceRange(let list, let range):
       out.append(list)
       out.append(range.last)
+    case .block(let table, let range, _):
+      out.append(table)
+      out.append(range.last)
+    case .portRange(_, let set, let range, _):
+      out.append(set)
+      out.append(range.upperBound)
     default: return false
     }
     return out.increment()
@@ -54,6 +75,9 @@ extension MapEntry {
       out.append(backend.address)
       out.append(port: backend.port.number)
     case .stickySlot(_, _, _, let backend): out.append(backend)
+    case .subject(_, _, _, let value), .identity(_, let value), .block(_, _, let value), .blockTable(_, let value),
+      .pair(_, _, _, _, let value), .port(_, _, _, let value), .portRange(_, _, _, let value):
+      out.append(value)
     default: break
     }
   }
@@ -111,6 +135,44 @@ extension MapEntry {
     case .dispatch, .remoteDispatch, .balancers, .remoteBalancers:
       return verdict.map { .verdict(family, map, code: reader.number(), $0) }
     case .affinity: return nil
+    case .ownAddresses: return reader.address(family).map { .address(map, $0) }
+    case .podRanges: return range(family, first: key, end: end).map { .range(map, $0) }
+    case .verdicts:
+      return verdict.map { .clause(family, attribution: reader.number(), clause: reader.number(), $0) }
+    case .egressSubjects, .ingressSubjects, .identities, .blocks, .blockTable, .pairs, .attributions, .clauseLabels,
+      .ports, .portRanges:
+      guard let value = ElementReader(data).only() else { return nil }
+      return decodePolicy(family, map, key, end, value)
+    }
+  }
+
+  private static func decodePolicy(
+    _ family: IPFamily, _ map: MapName, _ key: [UInt8], _ end: [UInt8]?, _ value: UInt32
+  ) -> MapEntry? {
+    var reader = ElementReader(key)
+    switch map {
+    case .egressSubjects, .ingressSubjects: return .subject(family, map, reader.interface(), value)
+    case .identities: return reader.address(family).map { .identity($0, value) }
+    case .blocks:
+      let table = reader.number()
+      return range(family, first: Array(key.dropFirst(4)), end: end.map { Array($0.dropFirst(4)) })
+        .map { .block(table: table, $0, value) }
+    case .blockTable: return reader.number() == 0 ? .blockTable(family, value) : nil
+    case .pairs, .attributions, .clauseLabels:
+      return .pair(family, map, reader.number(), reader.number(), value: value)
+    case .ports:
+      let set = reader.number()
+      return .port(family, set: set, reader.portKey(), clause: value)
+    case .portRanges:
+      let set = reader.number()
+      let first = reader.portKey()
+      guard let end, end.prefix(4) == key.prefix(4) else { return nil }
+      // The end is the key behind the last port: that port's, and 1.
+      var last = ElementReader(Array(end.dropFirst(4)))
+      let upper = last.portKey()
+      guard end.last == 1, first <= upper else { return nil }
+      return .portRange(family, set: set, first...upper, clause: value)
+    default: return nil
     }
   }
 
@@ -140,6 +202,10 @@ struct ElementBytes {
     bytes.append(UInt8(truncatingIfNeeded: port))
     bytes.append(0)
     bytes.append(0)
+  }
+  mutating func append(_ port: PortKey) {
+    append([port.proto, 0, 0, 0])
+    append(port: port.port)
   }
   mutating func append(_ address: IPAddress) {
     if address.family == .v4 {
@@ -181,6 +247,11 @@ private struct ElementReader {
   mutating func port() -> Port? {
     defer { skip(4) }
     return Port(rest.prefix(2).reduce(UInt16(0)) { $0 << 8 | UInt16($1) })
+  }
+  mutating func portKey() -> PortKey {
+    defer { skip(8) }
+    let bytes = Array(rest.prefix(8))
+    return PortKey(proto: bytes[0], port: UInt16(bytes[4]) << 8 | UInt16(bytes[5]))
   }
   mutating func interface() -> String {
     defer { skip(16) }

@@ -24,6 +24,16 @@ enum MapEntry: Sendable, Hashable {
   case range(MapName, AddressRange)
   case sourceRange(list: UInt32, AddressRange)
   case interface(IPFamily, String)
+  /// In `egressSubjects` or `ingressSubjects`.
+  case subject(IPFamily, MapName, String, UInt32)
+  case identity(IPAddress, UInt32)
+  case block(table: UInt32, AddressRange, UInt32)
+  case blockTable(IPFamily, UInt32)
+  /// In `pairs`, `attributions` or `clauseLabels`.
+  case pair(IPFamily, MapName, UInt32, UInt32, value: UInt32)
+  case port(IPFamily, set: UInt32, PortKey, clause: UInt32)
+  case portRange(IPFamily, set: UInt32, ClosedRange<PortKey>, clause: UInt32)
+  case clause(IPFamily, attribution: UInt32, clause: UInt32, Verdict)
   case podSource(String, MACAddress, IPAddress)
   case verdict(IPFamily, MapName, code: UInt32, Verdict)
   /// Something in one of our maps that we never put there.
@@ -32,8 +42,14 @@ enum MapEntry: Sendable, Hashable {
   var map: MapName {
     switch self {
     case .frontend(let map, _, _, _), .address(let map, _), .range(let map, _), .verdict(_, let map, _, _),
-      .foreign(_, let map, _):
+      .foreign(_, let map, _), .subject(_, let map, _, _), .pair(_, let map, _, _, _):
       map
+    case .identity: .identities
+    case .block: .blocks
+    case .blockTable: .blockTable
+    case .port: .ports
+    case .portRange: .portRanges
+    case .clause: .verdicts
     case .set: .sets
     case .backend: .backends
     case .stickySlot: .stickySlots
@@ -46,15 +62,29 @@ enum MapEntry: Sendable, Hashable {
 
   var family: IPFamily {
     switch self {
-    case .frontend(_, let address, _, _), .address(_, let address), .podSource(_, _, let address): address.family
+    case .frontend(_, let address, _, _), .address(_, let address), .podSource(_, _, let address),
+      .identity(let address, _):
+      address.family
     case .set(let family, _, _), .stickySlot(let family, _, _, _), .interface(let family, _),
-      .verdict(let family, _, _, _),
-      .foreign(let family, _, _):
+      .verdict(let family, _, _, _), .foreign(let family, _, _), .subject(let family, _, _, _),
+      .blockTable(let family, _), .pair(let family, _, _, _, _), .port(let family, _, _, _),
+      .portRange(let family, _, _, _), .clause(let family, _, _, _):
       family
     case .backend(_, _, let backend), .stickyBackend(_, _, let backend): backend.address.family
-    case .range(_, let range), .sourceRange(_, let range): range.first.family
+    case .range(_, let range), .sourceRange(_, let range), .block(_, let range, _): range.first.family
     }
   }
+
+  /// What a packet that finds the element does.
+  var verdict: Verdict? {
+    switch self {
+    case .verdict(_, _, _, let verdict), .clause(_, _, _, let verdict): verdict
+    default: nil
+    }
+  }
+
+  /// The kernel counts the packets that find the element.
+  var isCounted: Bool { if case .clause = self { true } else { false } }
 
   /// What names the element in its map: equal keys cannot stand beside one another.
   struct Key: Sendable, Hashable {
@@ -71,6 +101,18 @@ enum MapEntry: Sendable, Hashable {
     case .stickyBackend(let number, let set, let backend):
       Key(entry: .stickySlot(backend.address.family, slot: number, set: set, backend: 1))
     case .verdict(let family, let map, let code, _): Key(entry: .verdict(family, map, code: code, .accept))
+    case .subject(let family, let map, let name, _): Key(entry: .subject(family, map, name, 0))
+    case .identity(let address, _): Key(entry: .identity(address, 0))
+    // An interval's end is no part of its key: two cannot begin together.
+    case .block(let table, let range, _): Key(entry: .block(table: table, AddressRange(CIDR(host: range.first)), 0))
+    case .blockTable(let family, _): Key(entry: .blockTable(family, 0))
+    case .pair(let family, let map, let first, let second, _):
+      Key(entry: .pair(family, map, first, second, value: 0))
+    case .port(let family, let set, let port, _): Key(entry: .port(family, set: set, port, clause: 0))
+    case .portRange(let family, let set, let range, _):
+      Key(entry: .portRange(family, set: set, range.lowerBound...range.lowerBound, clause: 0))
+    case .clause(let family, let attribution, let clause, _):
+      Key(entry: .clause(family, attribution: attribution, clause: clause, .accept))
     default: Key(entry: self)
     }
   }
@@ -91,6 +133,16 @@ extension MapEntry: CustomStringConvertible {
       case .interface(_, let name): "\"\(name)\""
       case .podSource(let name, let mac, let address): "\"\(name)\" . \(mac) . \(address)"
       case .verdict(_, _, let code, let verdict): "\(hex(code)) : \(verdict)"
+      case .subject(_, _, let name, let subject): "\"\(name)\" : \(hex(subject))"
+      case .identity(let address, let identity): "\(address) : \(identity)"
+      case .block(let table, let range, let identity): "\(hex(table)) . \(range) : \(identity)"
+      case .blockTable(_, let table): hex(table)
+      case .pair(_, _, let first, let second, let value): "\(hex(first)) . \(hex(second)) : \(hex(value))"
+      case .port(_, let set, let port, let clause): "\(hex(set)) . \(port) : \(hex(clause))"
+      case .portRange(_, let set, let range, let clause):
+        "\(hex(set)) . \(range.lowerBound)-\(range.upperBound) : \(hex(clause))"
+      case .clause(_, let attribution, let clause, let verdict):
+        "\(hex(attribution)) . \(hex(clause)) : \(verdict)"
       case .foreign(_, _, let key): "\(key)"
       }
     return "\(family == .v4 ? "ip" : "ip6") \(map.rawValue) { \(element) }"

@@ -30,6 +30,26 @@ enum MapName: String, Sendable, Hashable, CaseIterable {
   case podSources = "pod-sources"
   case hairpin
   case clusterRanges = "cluster-ranges"
+  /// Every address of this node.
+  case ownAddresses = "own-addresses"
+  /// Local pod's device -> subject, by direction.
+  case egressSubjects = "egress-subjects"
+  case ingressSubjects = "ingress-subjects"
+  /// Pod's or node's address -> identity.
+  case identities
+  /// (Block table, address) -> identity, and which table is in force.
+  case blocks
+  case blockTable = "block-table"
+  case podRanges = "pod-ranges"
+  /// (Subject, identity) -> port set, and -> attribution.
+  case pairs
+  case attributions
+  /// (Port set, protocol, port) -> clause: single ports, and everything else.
+  case ports
+  case portRanges = "port-ranges"
+  /// (Attribution, clause) -> what to do, counted; and -> the number that names it in a log line.
+  case verdicts
+  case clauseLabels = "clause-labels"
 }
 
 /// nft's own data type numbers: they only make `nft list ruleset` readable.
@@ -92,10 +112,19 @@ struct MapSpec: Sendable, Hashable {
       case .localInterfaces: keyed(16, [.interfaceName], .none)
       case .podSources: keyed(16 + 8 + words, [.interfaceName, .ether, address], .none)
       case .hairpin: keyed(words * 2, [address, address], .none)
+      case .ownAddresses, .podRanges: keyed(words, [address], .none)
+      case .egressSubjects, .ingressSubjects: keyed(16, [.interfaceName], mark)
+      case .identities: keyed(words, [address], mark)
+      case .blocks: keyed(4 + words, [.integer], mark)
+      case .blockTable: keyed(4, [.mark], mark)
+      case .pairs, .attributions, .clauseLabels: keyed(8, [.mark, .mark], mark)
+      case .ports: keyed(12, [.mark, .l4Protocol, .service], mark)
+      case .portRanges: keyed(12, [.integer], mark)
+      case .verdicts: keyed(8, [.mark, .mark], .verdict)
       }
     switch name {
     case .localInterfaces, .sets, .backends, .stickySlots, .stickyBackends, .dispatch, .remoteDispatch, .balancers,
-      .remoteBalancers:
+      .remoteBalancers, .egressSubjects, .ingressSubjects, .blockTable, .pairs, .attributions, .clauseLabels, .verdicts:
       keyByteOrder = 1
     default: break
     }
@@ -104,7 +133,7 @@ struct MapSpec: Sendable, Hashable {
     case .affinity:
       isDynamic = true
       sizeLimit = Self.affinityLimit
-    case .serviceRanges, .clusterRanges, .sourceRanges: isInterval = true
+    case .serviceRanges, .clusterRanges, .sourceRanges, .podRanges, .blocks, .portRanges: isInterval = true
     default: break
     }
   }

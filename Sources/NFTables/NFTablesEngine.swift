@@ -8,18 +8,37 @@ import NetworkTypes
 /// One instance writes; it belongs to the network namespace it was made in. Nothing is cached of the kernel's state but
 /// what waits for removal, so that whatever went wrong is mended by `resync`.
 public struct NFTablesEngine: DataplaneEngine {
-  private let connection: Connection
+  let connection: Connection
   private var planner = Planner()
   /// Removals that wait for packets which may still look them up.
   private var deferred = DeferredRemovals()
   private var internalAddresses: [IPFamily: IPAddress] = [:]
+  private let markMask: UInt32
+  private let keepsEstablished: Bool
+  /// What flows judged by the tables as they are carry in their mark; as found in the kernel, by family.
+  private var policies: [IPFamily: PolicyLayout] = [:]
+  /// What counters said that are gone.
+  var ledger = CounterLedger()
   /// The generation after our last commit: another number means that somebody wrote to nf_tables.
   private var lastGeneration: UInt32?
 
   /// Large first programmings are sent in pieces: a batch is one datagram in one kernel buffer.
   private static let pieceSize = 20_000
 
-  public init() throws(NFTablesError) { connection = try Connection() }
+  public static let defaultMarkMask: UInt32 = 0xffff_0000
+  /// Where rules tell of packets: a group of nfnetlink_log.
+  public static let logGroup = Layout.logGroup
+
+  /// - Parameters:
+  ///   - markMask: bits of conntrack marks that nobody else uses, at least 8 of them, adjacent.
+  ///   - keepsEstablished: a flow that was allowed once goes on whatever policies say later.
+  public init(
+    markMask: UInt32 = NFTablesEngine.defaultMarkMask, keepsEstablished: Bool = false
+  ) throws(NFTablesError) {
+    connection = try Connection()
+    self.markMask = markMask
+    self.keepsEstablished = keepsEstablished
+  }
 
   // MARK: DataplaneEngine
 
@@ -29,6 +48,7 @@ public struct NFTablesEngine: DataplaneEngine {
       internalAddresses[family] = change.new
       plan.now += layout(family).chains.filter { $0.name == "masquerade-flow" }.map { .replaceRules(family, $0) }
     }
+    if delta.rejudgesFlows { plan.after += judgeAnew() }
     try execute(plan)
     return takeReport()
   }
@@ -50,12 +70,14 @@ public struct NFTablesEngine: DataplaneEngine {
   }
 
   public mutating func resync(_ tables: Tables) throws(NFTablesError) -> (report: ApplyReport, drift: [Drift]) {
+    keepCounts()
     deferred = DeferredRemovals()
     planner = Planner(tables)
     internalAddresses = tables.node.internalAddresses
     var drift = DriftList()
     for family in IPFamily.allCases {
       let kernel = try connection.readTable(family)
+      adoptRevision(kernel, family)
       var (structure, leftOver): ([Operation], [Operation]) = ([], [])
       let adopted = compareStructure(kernel, family, tables, &structure, &leftOver, &drift)
       deferred.add(leftOver)
@@ -77,6 +99,8 @@ public struct NFTablesEngine: DataplaneEngine {
       }
       try execute(plan)
     }
+    // Whatever was wrong, or changed while nobody looked: flows it let through are judged by what is right now.
+    if !drift.list.isEmpty { try commit(judgeAnew()) }
     if !deferred.isEmpty {
       waitForPackets()
       try commit(deferred.take())
@@ -170,6 +194,7 @@ public struct NFTablesEngine: DataplaneEngine {
       for family in IPFamily.allCases {
         var (structure, leftOver): ([Operation], [Operation]) = ([], [])
         let kernel = try connection.readTable(family)
+        if policies[family] == nil { adoptRevision(kernel, family) }
         let adopted = compareStructure(kernel, family, tables, &structure, &leftOver, &drift)
         for map in MapName.inDependencyOrder where adopted.contains(map) {
           let differences = try differences(map, family, tables, isAdopted: true)
@@ -232,6 +257,24 @@ public struct NFTablesEngine: DataplaneEngine {
     return slots.mapValues { $0.sorted { $0.0 < $1.0 }.map(\.1) }
   }
 
+  /// The identities in the kernel: a restarted agent goes on with their numbers.
+  public func identitiesInForce() throws(NFTablesError) -> (
+    addresses: [IPAddress: IdentityID], atoms: [AddressRange: IdentityID]
+  ) {
+    var (addresses, atoms): ([IPAddress: IdentityID], [AddressRange: IdentityID]) = ([:], [:])
+    for family in IPFamily.allCases {
+      let maps = try connection.readTable(family).maps
+      guard [MapName.identities, .blocks].allSatisfy({ maps[$0.rawValue] != nil }) else { continue }
+      try connection.readElements(family, .identities) { entry in
+        if case .identity(let address, let identity) = entry { addresses[address] = IdentityID(rawValue: identity) }
+      }
+      try connection.readElements(family, .blocks) { entry in
+        if case .block(_, let range, let identity) = entry { atoms[range] = IdentityID(rawValue: identity) }
+      }
+    }
+    return (addresses, atoms)
+  }
+
   /// The largest service number in the kernel, 0 where there is none.
   public func largestServiceNumber() throws(NFTablesError) -> UInt32 {
     var largest: UInt32 = 0
@@ -251,7 +294,8 @@ public struct NFTablesEngine: DataplaneEngine {
     _ kernel: KernelTable, _ family: IPFamily, _ tables: Tables, _ structure: inout [Operation],
     _ leftOver: inout [Operation], _ drift: inout DriftList
   ) -> Set<MapName> {
-    let layout = Layout(family: family, internalAddress: tables.node.internalAddresses[family])
+    var layout = layout(family)
+    layout.internalAddress = tables.node.internalAddresses[family]
     let name = family == .v4 ? "ip" : "ip6"
     let wanted = layout.chains + planner.chains.filter { $0.family == family }.sorted().map(layout.chain(for:))
     let strangeMap = layout.maps.first { map in
@@ -302,7 +346,28 @@ public struct NFTablesEngine: DataplaneEngine {
   // MARK: Executing
 
   private func layout(_ family: IPFamily) -> Layout {
-    Layout(family: family, internalAddress: internalAddresses[family])
+    Layout(
+      family: family, internalAddress: internalAddresses[family],
+      policy: policies[family] ?? PolicyLayout(markMask: markMask, keepsEstablished: keepsEstablished))
+  }
+
+  /// Goes on with the revision that flows in the kernel carry: it stands in a rule.
+  private mutating func adoptRevision(_ kernel: KernelTable, _ family: IPFamily) {
+    let found = kernel.chains["stamp-flow"]?.rules.first.flatMap(PolicyLayout.revision(inRule:))
+    let revision = found.flatMap { $0 != 0 && $0 & ~markMask == 0 ? $0 : nil } ?? policies[family]?.revision
+    policies[family] = PolicyLayout(markMask: markMask, revision: revision, keepsEstablished: keepsEstablished)
+  }
+
+  /// Every flow is judged again at its next packet: two rules name the next revision.
+  private mutating func judgeAnew() -> [Operation] {
+    var operations: [Operation] = []
+    for family in IPFamily.allCases {
+      policies[family] = layout(family).policy.next
+      for chain in layout(family).chains where PolicyLayout.revisionChains.contains(chain.name) {
+        operations.append(.replaceRules(family, chain))
+      }
+    }
+    return operations
   }
 
   private mutating func execute(_ plan: Plan) throws(NFTablesError) {
@@ -310,17 +375,21 @@ public struct NFTablesEngine: DataplaneEngine {
     let now = deferred.reclaiming(plan.now)
     try commit(before)
     if now.count <= Self.pieceSize {
-      try commit(now)
+      try commit(now + plan.after)
     } else {
       // In an order in which every piece leaves only what nothing names yet: packets meet a frontend last.
-      for piece in now.inDependencyOrder().pieces(of: Self.pieceSize) { try commit(Array(piece)) }
+      let pieces = now.inDependencyOrder().pieces(of: Self.pieceSize)
+      for piece in pieces.dropLast() { try commit(Array(piece)) }
+      try commit(Array(pieces.last ?? []) + plan.after)
     }
     deferred.add(plan.later)
   }
 
   private mutating func commit(_ operations: [Operation]) throws(NFTablesError) {
     guard !operations.isEmpty else { return }
+    let ending = countsEnded(by: operations)
     try connection.commit(operations)
+    ledger.end(ending)
     // Ours is the next generation. Where somebody wrote in between, the numbers stay apart and `resync` looks.
     if let last = lastGeneration { lastGeneration = last &+ 1 }
   }

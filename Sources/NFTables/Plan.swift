@@ -36,13 +36,15 @@ enum Operation: Sendable, Hashable, CustomStringConvertible {
 /// `now` is one transaction. A packet may meet the old elements in one look-up and the new in the next, never the other
 /// way round, and every chain of look-ups goes frontend, set, slot: so additions and flips may stand in one transaction
 /// (docs/decisions.md). What a packet that met an old element may still want is removed by `later`, after a grace period.
-/// Interval sets show a change later than hash maps do: what only they hold comes `before`.
+/// Interval sets show a change later than hash maps do: what only they hold comes `before`. What must not be seen before
+/// all of that comes `after`, at the end of the last of these transactions.
 struct Plan: Sendable, Equatable {
   var before: [Operation] = []
   var now: [Operation] = []
+  var after: [Operation] = []
   var later: [Operation] = []
 
-  var isEmpty: Bool { before.isEmpty && now.isEmpty && later.isEmpty }
+  var isEmpty: Bool { before.isEmpty && now.isEmpty && after.isEmpty && later.isEmpty }
 
   /// The plan so far; an empty one stays.
   mutating func take() -> Plan {
@@ -52,13 +54,17 @@ struct Plan: Sendable, Equatable {
 
   /// Adds an element with a key that is not there.
   mutating func add(_ entry: MapEntry) {
-    if case .sourceRange = entry { before.append(.add(entry)) } else { now.append(.add(entry)) }
+    switch entry {
+    case .sourceRange, .block, .portRange: before.append(.add(entry))
+    default: now.append(.add(entry))
+    }
   }
 
   /// Removes an element whose key does not come back.
   mutating func remove(_ entry: MapEntry) {
     switch entry.map {
-    case .sets, .backends, .stickySlots, .sourceRanges, .dispatch, .remoteDispatch, .balancers, .remoteBalancers:
+    case .sets, .backends, .stickySlots, .sourceRanges, .dispatch, .remoteDispatch, .balancers, .remoteBalancers,
+      .blocks, .pairs, .attributions, .ports, .portRanges, .verdicts, .clauseLabels:
       later.append(.delete(entry))
     default: now.append(.delete(entry))
     }
@@ -68,7 +74,9 @@ struct Plan: Sendable, Equatable {
 extension MapName {
   /// All maps, each behind those it leads to: filled in this order, a packet meets a frontend last.
   static let inDependencyOrder: [MapName] = [
-    .localInterfaces, .podSources, .hairpin, .clusterRanges, .sourceRanges, .dispatch, .remoteDispatch, .balancers,
+    .podSources, .hairpin, .clusterRanges, .ownAddresses, .clauseLabels, .verdicts, .portRanges, .ports,
+    .attributions, .pairs, .blocks, .podRanges, .blockTable, .identities, .egressSubjects, .ingressSubjects,
+    .localInterfaces, .sourceRanges, .dispatch, .remoteDispatch, .balancers,
     .remoteBalancers, .backends, .stickySlots, .stickyBackends, .sets, .guarded, .remoteFrontends, .frontends,
     .serviceAddresses, .otherAddresses, .serviceRanges,
   ]

@@ -41,6 +41,9 @@ extension Planner {
     case .clusterRanges:
       for entry in clusterRangeEntries(tables.node.clusterRanges) where entry.family == family { body(entry) }
     case .sourceRanges: rangeLists.forEachEntry(family, body)
+    case .ownAddresses, .egressSubjects, .ingressSubjects, .identities, .blocks, .blockTable, .podRanges, .pairs,
+      .attributions, .ports, .portRanges, .verdicts, .clauseLabels:
+      forEachPolicyEntry(map, family, of: tables, body)
     case .localInterfaces, .podSources, .hairpin:
       for entry in Self.constantEntries(family) where entry.map == map { body(entry) }
       for endpoint in tables.node.endpoints.values {
@@ -72,12 +75,12 @@ extension Planner {
       return .backend(slot: slot, set: key, set.backends[Int(slot)])
     case .address(.serviceAddresses, let address):
       return tables.services.serviceAddresses.contains(address) ? entry : nil
-    default: return nil
+    default: return wantedPolicy(insteadOf: entry, of: tables)
     }
   }
 
   static let mapsThatGrow: Set<MapName> = [
-    .frontends, .remoteFrontends, .guarded, .sets, .backends, .serviceAddresses,
+    .frontends, .remoteFrontends, .guarded, .sets, .backends, .serviceAddresses, .identities, .pairs, .attributions,
   ]
 
   static func backendSet(

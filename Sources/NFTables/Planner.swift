@@ -17,6 +17,7 @@ struct Planner: Sendable {
     planSets(delta, into: &changes, &plan)
     planFrontends(delta, tables, into: &changes)
     planNode(delta, tables, into: &changes)
+    planPolicy(delta, tables, into: &changes, &plan)
     for (map, change) in [(MapName.serviceAddresses, delta.serviceAddresses), (.otherAddresses, delta.otherAddresses)] {
       for address in change.removed { changes.remove(.address(map, address)) }
       for address in change.added { changes.add(.address(map, address)) }
@@ -243,7 +244,7 @@ struct Planner: Sendable {
 
   func endpointEntries(_ endpoint: LocalEndpoint?) -> [MapEntry] {
     guard let endpoint else { return [] }
-    return IPFamily.allCases.map { .interface($0, endpoint.interface) }
+    return IPFamily.allCases.map { .interface($0, endpoint.interface) } + Self.subjectEntries(endpoint)
       + endpoint.addresses.flatMap { address in
         [.podSource(endpoint.interface, endpoint.mac, address), .address(.hairpin, address)]
       }

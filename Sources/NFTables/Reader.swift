@@ -121,7 +121,7 @@ extension Connection {
   /// Hands every element of one map to `body`, an interval's two ends joined.
   func readElements(_ family: IPFamily, _ map: MapName, _ body: (MapEntry) -> Void) throws(NFTablesError) {
     let isInterval = MapSpec(map, family).isInterval
-    var bounds: [(key: [UInt8], isEnd: Bool)] = []
+    var bounds: [(key: [UInt8], data: [UInt8], isEnd: Bool)] = []
     try request(
       Int(NFT_MSG_GETSETELEM.rawValue), family: family.nfproto, dump: true,
       attributes: [
@@ -134,7 +134,7 @@ extension Connection {
         attributes(in: list) { _, element in
           let element = KernelElement(element)
           if isInterval {
-            bounds.append((element.key, element.isEnd))
+            bounds.append((element.key, element.data, element.isEnd))
           } else {
             body(
               MapEntry(
@@ -159,7 +159,7 @@ extension Connection {
         end = bounds[index].key
         index += 1
       }
-      body(MapEntry(family: family, map: map, key: bound.key, end: end, data: [], verdict: nil))
+      body(MapEntry(family: family, map: map, key: bound.key, end: end, data: bound.data, verdict: nil))
     }
   }
 }
@@ -171,16 +171,18 @@ extension KernelMessage {
 }
 
 /// One element's attributes.
-private struct KernelElement {
+struct KernelElement {
   var key: [UInt8] = []
   var data: [UInt8] = []
   var verdict: Verdict?
+  var count: TrafficCount?
   var isEnd = false
 
   init(_ bytes: UnsafeRawBufferPointer) {
     var key: [UInt8] = []
     var data: [UInt8] = []
     var verdict: Verdict?
+    var count: TrafficCount?
     var isEnd = false
     attributes(in: bytes) { type, value in
       switch type {
@@ -188,13 +190,14 @@ private struct KernelElement {
       case UInt32(NFTA_SET_ELEM_DATA.rawValue):
         data = Self.value(value)
         verdict = Self.verdict(value)
+      case UInt32(NFTA_SET_ELEM_EXPR.rawValue): count = TrafficCount(expression: value)
       case UInt32(NFTA_SET_ELEM_FLAGS.rawValue) where value.count >= 4:
         isEnd =
           UInt32(bigEndian: value.loadUnaligned(as: UInt32.self)) & UInt32(NFT_SET_ELEM_INTERVAL_END.rawValue) != 0
       default: break
       }
     }
-    (self.key, self.data, self.verdict, self.isEnd) = (key, data, verdict, isEnd)
+    (self.key, self.data, self.verdict, self.count, self.isEnd) = (key, data, verdict, count, isEnd)
   }
 
   private static func value(_ bytes: UnsafeRawBufferPointer) -> [UInt8] {

@@ -62,7 +62,9 @@ extension Expression {
     case .lookup, .verdictLookup: "lookup"
     case .immediate, .verdict: "immediate"
     case .compare: "cmp"
-    case .and: "bitwise"
+    case .and, .replaceBits: "bitwise"
+    case .setConntrackMark: "ct"
+    case .log: "log"
     case .random: "numgen"
     case .destinationNAT, .sourceNAT: "nat"
     case .masquerade: "masq"
@@ -84,6 +86,13 @@ extension Expression {
       number(NFTNL_EXPR_DYNSET_SREG_DATA, data.kernelNumber)
       // Zero too: the kernel always tells it back.
       nftnl_expr_set_u64(expression, UInt16(NFTNL_EXPR_DYNSET_TIMEOUT), timeout)
+    }
+    func bitwise(_ register: Register, _ mask: UInt32, _ bits: UInt32) {
+      number(NFTNL_EXPR_BITWISE_SREG, register.kernelNumber)
+      number(NFTNL_EXPR_BITWISE_DREG, register.kernelNumber)
+      number(NFTNL_EXPR_BITWISE_LEN, 4)
+      bytes(NFTNL_EXPR_BITWISE_MASK, withUnsafeBytes(of: mask) { Array($0) })
+      bytes(NFTNL_EXPR_BITWISE_XOR, withUnsafeBytes(of: bits) { Array($0) })
     }
     switch self {
     case .payload(let base, let offset, let length, let to):
@@ -122,12 +131,14 @@ extension Expression {
       number(NFTNL_EXPR_CMP_SREG, register.kernelNumber)
       number(NFTNL_EXPR_CMP_OP, equal ? 0 : 1)
       bytes(NFTNL_EXPR_CMP_DATA, value)
-    case .and(let register, let mask):
-      number(NFTNL_EXPR_BITWISE_SREG, register.kernelNumber)
-      number(NFTNL_EXPR_BITWISE_DREG, register.kernelNumber)
-      number(NFTNL_EXPR_BITWISE_LEN, 4)
-      bytes(NFTNL_EXPR_BITWISE_MASK, withUnsafeBytes(of: mask) { Array($0) })
-      bytes(NFTNL_EXPR_BITWISE_XOR, [0, 0, 0, 0])
+    case .and(let register, let mask): bitwise(register, mask, 0)
+    case .replaceBits(let register, let mask, let bits): bitwise(register, mask, bits)
+    case .setConntrackMark(let from):
+      number(NFTNL_EXPR_CT_KEY, ConntrackKey.mark.rawValue)
+      number(NFTNL_EXPR_CT_SREG, from.kernelNumber)
+    case .log(let prefix):
+      nftnl_expr_set_u16(expression, UInt16(NFTNL_EXPR_LOG_GROUP), Layout.logGroup)
+      nftnl_expr_set_str(expression, UInt16(NFTNL_EXPR_LOG_PREFIX), prefix)
     case .random(let modulus, let to):
       number(NFTNL_EXPR_NG_DREG, to.kernelNumber)
       number(NFTNL_EXPR_NG_TYPE, 1)

@@ -35,7 +35,8 @@ public struct CIDR: Sendable, Hashable, Comparable, CustomStringConvertible {
   public var last: IPAddress {
     let bits = family.addressBits
     let hostMask = ~Self.mask(bits: bits, prefixLength: prefixLength) & Self.mask(bits: bits, prefixLength: bits)
-    return IPAddress(family: family, number: address.number | hostMask) ?? address
+    // Only where it would lie in the IPv4-mapped range, which is no IPv6 address: the last one before that.
+    return IPAddress(family: family, number: address.number | hostMask) ?? Self.lastBeforeMapped
   }
 
   public func contains(_ other: IPAddress) -> Bool {
@@ -44,6 +45,8 @@ public struct CIDR: Sendable, Hashable, Comparable, CustomStringConvertible {
   }
 
   public func contains(_ other: CIDR) -> Bool { other.prefixLength >= prefixLength && contains(other.address) }
+
+  private static let lastBeforeMapped = IPAddress(high: 0, low: 0xfffe_ffff_ffff)
 
   private static func mask(bits: Int, prefixLength: Int) -> UInt128 {
     let all: UInt128 = bits == 128 ? .max : (1 << UInt128(bits)) - 1

@@ -71,6 +71,29 @@ import Testing
       ])
   }
 
+  @Test("the mode is an annotation: enforce, which is the default, or audit")
+  func mode() throws {
+    func mode(_ annotations: ManifestNode) throws -> NetworkPolicy.Mode? {
+      let object = try decoded(Manifests.policy.with(["metadata": ["annotations": annotations]])).object
+      guard case .networkPolicy(let policy) = object else { return nil }
+      return policy.mode
+    }
+    for absent in [nil, [:], ["example.com/mode": "audit"]] as [ManifestNode] { #expect(try mode(absent) == .enforce) }
+    #expect(try mode(["a": "b", "sluice.dev/mode": "audit"]) == .audit)
+    #expect(try mode(["sluice.dev/mode": "enforce"]) == .enforce)
+    #expect(try mode(["sluice.dev/mode": .plain("audit")]) == .audit)
+    for (value, text) in [("Audit", "\"Audit\""), ("", "\"\""), (nil, "\"\""), ("off", "\"off\"")]
+      as [(ManifestNode, String)]
+    {
+      #expect(
+        try problem(Manifests.policy.with(["metadata": ["annotations": ["sluice.dev/mode": value]]]))
+          == "NetworkPolicy shop/np: metadata.annotations[sluice.dev/mode]: must be one of enforce, audit, is \(text)")
+    }
+    #expect(
+      try problem(Manifests.policy.with(["metadata": ["annotations": ["sluice.dev/mode": true]]])).contains(
+        "metadata.annotations[sluice.dev/mode]: must be text, is the boolean true"))
+  }
+
   static let wrong: [(ManifestNode, String)] = [
     (["policyTypes": ["Both"]], "spec.policyTypes[0]: must be one of Ingress, Egress, is \"Both\""),
     (["ingress": [["from": [[:]]]]], "spec.ingress[0].from[0]: must have podSelector, namespaceSelector or ipBlock"),

@@ -1,0 +1,359 @@
+import DataplaneModel
+import NetworkTypes
+
+/// What of policy is written into rules, not into elements.
+struct PolicyLayout: Sendable, Hashable {
+  /// The bits of conntrack marks that are ours.
+  var markMask: UInt32 = NFTablesEngine.defaultMarkMask
+  /// What stands in them for a flow that has been judged by the tables as they are; within the mask.
+  var revision: UInt32
+  /// Flows that were allowed once are never judged again.
+  var keepsEstablished = false
+
+  init(markMask: UInt32 = NFTablesEngine.defaultMarkMask, revision: UInt32? = nil, keepsEstablished: Bool = false) {
+    self.markMask = markMask
+    self.revision = revision ?? Self.unit(markMask)
+    self.keepsEstablished = keepsEstablished
+  }
+
+  private static func unit(_ mask: UInt32) -> UInt32 { mask & (~mask &+ 1) }
+
+  /// The next revision. Never 0, which flows have that nobody judged. After all there are, it begins anew.
+  var next: PolicyLayout {
+    var next = self
+    next.revision = (revision &+ Self.unit(markMask)) & markMask
+    if next.revision == 0 { next.revision = Self.unit(markMask) }
+    return next
+  }
+
+  /// The revision in a rule of `stamp-flow`, as libnftnl words it.
+  static func revision(inRule text: String) -> UInt32? {
+    guard let sign = text.firstRange(of: "^ 0x") else { return nil }
+    return UInt32(text[sign.upperBound...].prefix { $0.isHexDigit }, radix: 16)
+  }
+
+  /// Chains whose rules name the revision.
+  static let revisionChains = ["current-flows", "stamp-flow"]
+}
+
+/// Policy's chains. Every packet of a flow whose mark has the current revision is accepted at once; any other is judged:
+/// by the egress policies of the pod that began the flow, then by the ingress policies of the pod that it goes to.
+/// Answers are judged as their flow, with source and destination exchanged.
+extension Layout {
+  static let logGroup: UInt16 = 5116
+  /// Devices that the CNI plugin made: whatever goes through one that no map knows is dropped.
+  static let interfacePrefix = "slc"
+
+  private enum State {
+    static let established: UInt32 = 2
+    static let related: UInt32 = 4
+  }
+
+  /// Who is judged, and on which of a flow's packets.
+  private struct Side {
+    var direction: PolicyDirection
+    var isReply: Bool
+
+    var chain: String { isReply ? "\(direction)-reply" : "\(direction)" }
+    /// The pod's device, the peer's address and the flow's destination port as this packet shows them.
+    var device: MetaKey { (direction == .egress) != isReply ? .inputName : .outputName }
+    var peerIsDestination: Bool { (direction == .egress) != isReply }
+    var portOffset: UInt32 { isReply ? 0 : 2 }
+    var subjects: MapName { direction == .egress ? .egressSubjects : .ingressSubjects }
+    static let all = PolicyDirection.allCases.flatMap { direction in
+      [Side(direction: direction, isReply: false), Side(direction: direction, isReply: true)]
+    }
+  }
+
+  var policyChains: [ChainSpec] {
+    var chains = [
+      ChainSpec(name: "current-flows", rules: [currentFlowRule]),
+      ChainSpec(name: "stamp-flow", rules: [stampRule]),
+      ChainSpec(name: "drop-unknown-endpoint", rules: [dropRule(.unknownEndpoint)]),
+      ChainSpec(name: "drop-no-verdict", rules: [dropRule(.noVerdict)]),
+    ]
+    for direction in PolicyDirection.allCases {
+      chains.append(ChainSpec(name: "deny-\(direction)", rules: reportRules(direction, isAudit: false)))
+      chains.append(ChainSpec(name: "audit-\(direction)", rules: reportRules(direction, isAudit: true)))
+    }
+    for side in Side.all { chains.append(ChainSpec(name: side.chain, rules: judgingRules(side))) }
+    chains.append(
+      ChainSpec(
+        name: "judge-answer",
+        rules: [
+          RuleSpec(comment: "of a pod's flow", expressions: local(.outputName) + [.verdict(.jump("egress-reply"))]),
+          RuleSpec(comment: "to a pod's peer", expressions: local(.inputName) + [.verdict(.jump("ingress-reply"))]),
+          RuleSpec(comment: "judged", expressions: [.verdict(.goto("stamp-flow"))]),
+        ]))
+    chains.append(
+      ChainSpec(
+        name: "judge",
+        rules: [
+          RuleSpec(comment: "answers", expressions: answer + [.verdict(.goto("judge-answer"))]),
+          RuleSpec(comment: "from a pod", expressions: local(.inputName) + [.verdict(.jump("egress"))]),
+          RuleSpec(comment: "to a pod", expressions: local(.outputName) + [.verdict(.jump("ingress"))]),
+          RuleSpec(comment: "judged", expressions: [.verdict(.goto("stamp-flow"))]),
+        ]))
+    let settled =
+      [RuleSpec(comment: "judged already", expressions: [.verdict(.jump("current-flows"))])]
+      + [
+        RuleSpec(
+          comment: "errors of a flow",
+          expressions: state(State.related) + [
+            .meta(.l4Protocol, to: Register(0)),
+            .compare(Register(0), equal: true, [family == .v4 ? 1 : 58]), .verdict(.accept),
+          ])
+      ]
+    chains.append(
+      ChainSpec(
+        name: "policy-forward", hook: HookSpec(kind: .filter, hook: 2, priority: 0),
+        rules: settled + [
+          RuleSpec(
+            comment: "a pod to itself",
+            expressions: [
+              source(to: Register(0)), destination(to: Register(addressWords)),
+              .lookup(.hairpin, key: Register(0), to: nil, inverted: false), .verdict(.accept),
+            ]),
+          RuleSpec(comment: "from a pod", expressions: local(.inputName) + [.verdict(.goto("judge"))]),
+          RuleSpec(comment: "to a pod", expressions: local(.outputName) + [.verdict(.goto("judge"))]),
+          RuleSpec(
+            comment: "from no known pod", expressions: made(.inputName) + [.verdict(.goto("drop-unknown-endpoint"))]),
+          RuleSpec(
+            comment: "to no known pod", expressions: made(.outputName) + [.verdict(.goto("drop-unknown-endpoint"))]),
+        ]))
+    chains.append(
+      ChainSpec(
+        name: "policy-input", hook: HookSpec(kind: .filter, hook: 1, priority: 0),
+        rules: settled + neighbourDiscoveryRules + [
+          RuleSpec(comment: "answers to this node", expressions: answer + [.verdict(.accept)]),
+          RuleSpec(comment: "from a pod", expressions: local(.inputName) + [.verdict(.jump("egress"))]),
+          RuleSpec(comment: "judged", expressions: local(.inputName) + [.verdict(.goto("stamp-flow"))]),
+          RuleSpec(
+            comment: "from no known pod", expressions: made(.inputName) + [.verdict(.goto("drop-unknown-endpoint"))]),
+        ]))
+    chains.append(
+      ChainSpec(
+        name: "policy-output", hook: HookSpec(kind: .filter, hook: 3, priority: 0),
+        rules: settled + [
+          RuleSpec(
+            comment: "answers to a pod",
+            expressions: answer + local(.outputName) + [.verdict(.jump("egress-reply"))]),
+          RuleSpec(
+            comment: "judged", expressions: answer + local(.outputName) + [.verdict(.goto("stamp-flow"))]),
+        ]))
+    return chains
+  }
+
+  // MARK: Revisions
+
+  private var currentFlowRule: RuleSpec {
+    let wanted = policy.keepsEstablished ? 0 : policy.revision
+    return RuleSpec(
+      comment: "flows that the tables have judged as they are",
+      expressions: state(State.established) + [
+        .conntrack(.mark, original: false, to: Register(0)), .and(Register(0), mask: policy.markMask),
+        .compare(Register(0), equal: !policy.keepsEstablished, withUnsafeBytes(of: wanted) { Array($0) }),
+        .verdict(.accept),
+      ])
+  }
+
+  private var stampRule: RuleSpec {
+    RuleSpec(
+      comment: "judged",
+      expressions: [
+        .conntrack(.mark, original: false, to: Register(0)),
+        .replaceBits(Register(0), mask: ~policy.markMask, bits: policy.revision), .setConntrackMark(from: Register(0)),
+      ])
+  }
+
+  // MARK: Judging
+
+  private func judgingRules(_ side: Side) -> [RuleSpec] {
+    let unrestricted = RuleSpec(
+      comment: "no policy",
+      expressions: [.meta(.mark, to: savedMark), .meta(side.device, to: Register(0))]
+        + lookup(side.subjects, key: Register(0), to: Register(8)) + [
+          .compare(Register(8), equal: true, [0, 0, 0, 0]), .verdict(.return),
+        ])
+    // A peer that is gone ends no flow that it was allowed.
+    let peerIsGone = RuleSpec(
+      comment: "a live flow whose peer is gone",
+      expressions: state(State.established) + [
+        peer(side, to: Register(0)), .lookup(.identities, key: Register(0), to: nil, inverted: true),
+        peer(side, to: Register(0)), .lookup(.podRanges, key: Register(0), to: nil, inverted: false),
+        .verdict(.return),
+      ])
+    let known = RuleSpec(
+      comment: "the pod is not known",
+      expressions: [
+        .meta(side.device, to: Register(0)), .lookup(side.subjects, key: Register(0), to: nil, inverted: true),
+        .verdict(.goto("drop-unknown-endpoint")),
+      ])
+    let rest = RuleSpec(comment: "a look-up failed", expressions: [.verdict(.goto("drop-no-verdict"))])
+    return [unrestricted, peerIsGone]
+      + Path.all.map { path in
+        RuleSpec(
+          comment: path.comment, expressions: clause(side, path) + [.verdictLookup(.verdicts, key: Register(10))])
+      } + [known, rest]
+  }
+
+  /// The ways to a clause, in the order in which they are tried. Each is one rule: registers do not outlive it.
+  struct Path {
+    /// Pods and nodes by their address, or everything else by block.
+    var isExact: Bool
+    /// A pair of its own, or the subject's wildcard.
+    var isPair: Bool
+    var isSinglePort: Bool
+
+    var comment: String {
+      "\(isExact ? "pod or node" : "block"), \(isPair ? "named by a rule" : "any peer"), "
+        + (isSinglePort ? "port" : "port range")
+    }
+    static let all = [true, false].flatMap { exact in
+      [true, false].flatMap { pair in
+        [true, false].map { Path(isExact: exact, isPair: pair, isSinglePort: $0) }
+      }
+    }
+  }
+
+  /// Leaves the attribution in r10 and the clause in r11; ends the rule where there is none on this path.
+  private func clause(_ side: Side, _ path: Path) -> [Expression] {
+    let (subject, identity) = (Register(8), Register(9))
+    var expressions: [Expression] = [.meta(.mark, to: savedMark), .meta(side.device, to: Register(0))]
+    expressions += lookup(side.subjects, key: Register(0), to: subject)
+    if path.isExact {
+      expressions.append(peer(side, to: Register(0)))
+      expressions += lookup(.identities, key: Register(0), to: identity)
+    } else {
+      expressions += zero(Register(0))
+      expressions += lookup(.blockTable, key: Register(0), to: Register(0))
+      expressions.append(peer(side, to: Register(1)))
+      expressions += lookup(.blocks, key: Register(0), to: identity)
+    }
+    if !path.isPair { expressions += zero(identity) }
+    expressions += lookup(.attributions, key: subject, to: Register(10))
+    expressions += lookup(.pairs, key: subject, to: Register(0))
+    expressions += [
+      .meta(.l4Protocol, to: Register(1)),
+      .payload(.transport, offset: side.portOffset, length: 2, to: Register(2)),
+    ]
+    return expressions + lookup(path.isSinglePort ? .ports : .portRanges, key: Register(0), to: Register(11))
+  }
+
+  /// A look-up with its round through the packet's mark, which is put back at once.
+  private func lookup(_ map: MapName, key: Register, to: Register) -> [Expression] {
+    [.lookup(map, key: key, to: to, inverted: false)] + roundTrip(to) + restoreMark
+  }
+
+  /// A constant that nft 1.0.6 can list as part of a key.
+  private func zero(_ register: Register) -> [Expression] {
+    [.meta(.mark, to: register), .and(register, mask: 0)] + roundTrip(register) + restoreMark
+  }
+
+  private func peer(_ side: Side, to register: Register) -> Expression {
+    side.peerIsDestination ? destination(to: register) : source(to: register)
+  }
+
+  /// Tells who listens which clause denied a packet: the same look-ups once more, for denied packets only.
+  private func reportRules(_ direction: PolicyDirection, isAudit: Bool) -> [RuleSpec] {
+    let prefix = "\(isAudit ? "audit" : DropReason.policyDenied.rawValue) \(direction)"
+    let end: [Expression] = isAudit ? restoreMark + [.verdict(.return)] : [.counter, .verdict(.drop)]
+    let rules = [true, false].flatMap { isReply -> [RuleSpec] in
+      let side = Side(direction: direction, isReply: isReply)
+      return Path.all.map { path in
+        RuleSpec(
+          comment: path.comment,
+          expressions: (isReply ? answer : []) + clause(side, path) + [
+            .lookup(.clauseLabels, key: Register(10), to: Register(12), inverted: false),
+            .setMeta(.mark, from: Register(12)), .log(prefix: prefix),
+          ] + end)
+      }
+    }
+    return rules + [
+      RuleSpec(
+        comment: "changed meanwhile", expressions: [.log(prefix: prefix)] + (isAudit ? [.verdict(.return)] : end))
+    ]
+  }
+
+  // MARK: Pieces
+
+  private func state(_ bits: UInt32) -> [Expression] {
+    [
+      .conntrack(.state, original: false, to: Register(0)), .and(Register(0), mask: bits),
+      .compare(Register(0), equal: false, [0, 0, 0, 0]),
+    ]
+  }
+
+  /// Passes for packets of a live flow that go the other way.
+  private var answer: [Expression] {
+    state(State.established) + [
+      .conntrack(.direction, original: false, to: Register(0)), .compare(Register(0), equal: true, [1]),
+    ]
+  }
+
+  /// Passes where the device is a known pod's, or, where the hook has no such device, always: see `localInterfaces`.
+  private func local(_ device: MetaKey) -> [Expression] {
+    [.meta(device, to: Register(0)), .lookup(.localInterfaces, key: Register(0), to: nil, inverted: false)]
+  }
+
+  /// Passes where the CNI plugin made the device.
+  private func made(_ device: MetaKey) -> [Expression] {
+    [.meta(device, to: Register(0)), .compare(Register(0), equal: true, Array(Self.interfacePrefix.utf8))]
+  }
+
+  /// Neighbour discovery with its node, and multicast membership: no policy is about them.
+  private var neighbourDiscoveryRules: [RuleSpec] {
+    guard family == .v6 else { return [] }
+    func icmp(_ type: UInt8) -> [Expression] {
+      [
+        .meta(.l4Protocol, to: Register(0)), .compare(Register(0), equal: true, [58]),
+        .payload(.transport, offset: 0, length: 1, to: Register(0)), .compare(Register(0), equal: true, [type]),
+      ]
+    }
+    let discovery = [
+      ("router solicitation", UInt8(133)), ("neighbour solicitation", 135), ("neighbour advertisement", 136),
+    ]
+    let membership = [("multicast report", UInt8(131)), ("multicast leave", 132), ("multicast report v2", 143)]
+    return discovery.map { name, type in
+      RuleSpec(
+        comment: name,
+        expressions: icmp(type) + [
+          .payload(.network, offset: 7, length: 1, to: Register(0)), .compare(Register(0), equal: true, [255]),
+          .verdict(.accept),
+        ])
+    } + membership.map { name, type in RuleSpec(comment: name, expressions: icmp(type) + [.verdict(.accept)]) }
+  }
+
+  /// Before conntrack: what nobody but this node, or no pod at all, may send.
+  var forgedByAnyoneRules: [RuleSpec] {
+    var rules = [
+      RuleSpec(
+        comment: "from outside with this node's address",
+        expressions: [
+          .meta(.packetType, to: Register(0)), .compare(Register(0), equal: true, [0]),
+          .meta(.inputName, to: Register(0)), .compare(Register(0), equal: false, Array("lo\0".utf8)),
+          source(to: Register(0)), .lookup(.ownAddresses, key: Register(0), to: nil, inverted: false),
+          .verdict(.goto("drop-forged")),
+        ]),
+      RuleSpec(
+        comment: "from outside with a pod's address",
+        expressions: [
+          .meta(.inputName, to: Register(0)), .lookup(.localInterfaces, key: Register(0), to: nil, inverted: true),
+          source(to: Register(0)), source(to: Register(addressWords)),
+          .lookup(.hairpin, key: Register(0), to: nil, inverted: false), .verdict(.goto("drop-forged")),
+        ]),
+    ]
+    guard family == .v6 else { return rules }
+    for (name, type) in [("router advertisement of a pod", UInt8(134)), ("redirect of a pod", 137)] {
+      rules.append(
+        RuleSpec(
+          comment: name,
+          expressions: local(.inputName) + [
+            .meta(.l4Protocol, to: Register(0)), .compare(Register(0), equal: true, [58]),
+            .payload(.transport, offset: 0, length: 1, to: Register(0)), .compare(Register(0), equal: true, [type]),
+            .verdict(.goto("drop-forged-advertisement")),
+          ]))
+    }
+    return rules
+  }
+}

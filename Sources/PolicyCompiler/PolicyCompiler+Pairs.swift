@@ -1,0 +1,194 @@
+import DataplaneModel
+import KubernetesObjects
+import NetworkTypes
+
+/// The values pairs have, shared: a value lives as long as some subject may use it.
+struct PairValues {
+  private var portSets = Interner<PortSet>()
+  private var attributions = Interner<Attribution>()
+  private var labels = Interner<ClauseKey>()
+  private var uses: [PairValue: Int] = [:]
+  private var contents: [PairValue: (PortSet, Attribution)] = [:]
+
+  var portSetCount: Int { portSets.count }
+
+  mutating func retain(_ ports: PortSet, _ attribution: Attribution, _ delta: inout TableDelta) -> PairValue {
+    if let set = portSets.number(of: ports), let by = attributions.number(of: attribution) {
+      let value = PairValue(portSet: PortSetID(rawValue: set), attribution: AttributionID(rawValue: by))
+      if let known = uses[value] {
+        uses[value] = known + 1
+        return value
+      }
+    }
+    let (set, isNewSet) = portSets.retain(ports) { $0.add(to: &$1) }
+    let (by, isNewAttribution) = attributions.retain(attribution) { $0.add(to: &$1) }
+    let value = PairValue(portSet: PortSetID(rawValue: set), attribution: AttributionID(rawValue: by))
+    uses[value] = 1
+    contents[value] = (ports, attribution)
+    if isNewSet { delta.portSets.add(value.portSet, ports) }
+    if isNewAttribution { delta.attributions.add(value.attribution, attribution) }
+    for clause in Set(ports.entries.map(\.clause)) {
+      let key = ClauseKey(value.attribution, clause)
+      let (label, isNew) = labels.retain(key) {
+        $1.add($0.attribution.rawValue)
+        $1.add($0.clause.rawValue)
+      }
+      if isNew { delta.clauses.add(key, label) }
+    }
+    return value
+  }
+
+  mutating func release(_ value: PairValue, _ delta: inout TableDelta) {
+    guard let count = uses[value], let (ports, attribution) = contents[value] else { return }
+    uses[value] = count == 1 ? nil : count - 1
+    guard count == 1 else { return }
+    contents[value] = nil
+    for clause in Set(ports.entries.map(\.clause)) {
+      let key = ClauseKey(value.attribution, clause)
+      if let label = labels.number(of: key), labels.release(key) { delta.clauses.remove(key, label) }
+    }
+    if portSets.release(ports) { delta.portSets.remove(value.portSet, ports) }
+    if attributions.release(attribution) { delta.attributions.remove(value.attribution, attribution) }
+  }
+}
+
+extension PolicyCompiler {
+  /// All pairs of a subject that has none yet.
+  mutating func compilePairs(
+    of id: SubjectID, _ now: ContinuousClock.Instant, _ tables: borrowing Tables, _ delta: inout TableDelta
+  ) {
+    guard let subject = subjects[id], subject.wildcard == nil else { return }
+    var identities: Set<IdentityID> = []
+    if !subject.key.isClosed {
+      for peer in subject.rulesOfPeer.keys { identities.formUnion(classes.byPeer[peer] ?? []) }
+      for port in subject.peerPorts { identities.formUnion(classes.byNamedPort[port] ?? []) }
+      guard pairCount + identities.count < pairLimit else { return close(id, now, tables, &delta) }
+    }
+    let wildcard = value(of: id, subject.wildcardMatch, &delta)
+    subjects[id]?.wildcard = wildcard
+    if let wildcard { addPair(PairKey(id, .any), wildcard, &delta) }
+    for identity in identities { compilePair(id, identity, &delta) }
+  }
+
+  private mutating func compilePair(_ id: SubjectID, _ identity: IdentityID, _ delta: inout TableDelta) {
+    guard let key = classes.key(of: identity), let match = subjects[id]?.match(key),
+      let value = value(of: id, match, &delta), value != subjects[id]?.wildcard,
+      subjects[id]?.pairs.insert(identity).inserted == true
+    else { return }
+    addPair(PairKey(id, identity), value, &delta)
+  }
+
+  private mutating func value(
+    of id: SubjectID, _ match: Subject.Match, _ delta: inout TableDelta
+  ) -> PairValue? {
+    if let known = subjects[id]?.known[match] { return known }
+    guard let (ports, attribution) = subjects[id]?.build(match) else { return nil }
+    let value = values.retain(ports, attribution, &delta)
+    subjects[id]?.known[match] = value
+    return value
+  }
+
+  private mutating func addPair(_ key: PairKey, _ value: PairValue, _ delta: inout TableDelta) {
+    pairCount += 1
+    delta.pairs.add(key, value)
+  }
+
+  mutating func removePairs(of id: SubjectID, _ tables: borrowing Tables, _ delta: inout TableDelta) {
+    guard let subject = subjects[id] else { return }
+    for identity in subject.pairs { removePair(PairKey(id, identity), tables, &delta) }
+    if subject.wildcard != nil { removePair(PairKey(id, .any), tables, &delta) }
+    for value in subject.known.values { values.release(value, &delta) }
+  }
+
+  private mutating func removePair(_ key: PairKey, _ tables: borrowing Tables, _ delta: inout TableDelta) {
+    guard let value = delta.pairs[key]?.new ?? tables.policies.pairs[key] else { return }
+    pairCount -= 1
+    delta.pairs.remove(key, value)
+  }
+
+  /// A subject with too many pairs: another takes its place, which allows nothing and says why.
+  private mutating func close(
+    _ id: SubjectID, _ now: ContinuousClock.Instant, _ tables: borrowing Tables, _ delta: inout TableDelta
+  ) {
+    guard let open = subjects[id], !open.key.isClosed else { return }
+    closed.insert(open.key)
+    var key = open.key
+    key.isClosed = true
+    let number = SubjectID(rawValue: subjectNumbers.retain(key) { $0.add(to: &$1) }.number)
+    var subject = open
+    subject.key = key
+    (subject.pairs, subject.wildcard, subject.known) = ([], nil, [:])
+    (subject.rulesOfPeer, subject.peerPorts) = ([:], [])
+    subjects[number] = subject
+    for (interface, subjects) in subjectsOf where subjects[open.key.direction] == id {
+      if open.key.direction == .ingress {
+        subjectsOf[interface]?.ingress = number
+      } else {
+        subjectsOf[interface]?.egress = number
+      }
+      release(id, now)
+    }
+    delta.rejudgesFlows = true
+    compilePairs(of: number, now, tables, &delta)
+  }
+
+  // MARK: Classes
+
+  /// Gives classes that are new their pairs, takes those of classes that are gone, and moves addresses.
+  mutating func follow(
+    _ changes: ClassTable.Changes, _ now: ContinuousClock.Instant, _ tables: borrowing Tables,
+    _ delta: inout TableDelta
+  ) {
+    for identity in changes.created.sorted() {
+      guard let key = classes.key(of: identity) else { continue }
+      var users: Set<SubjectID> = []
+      for peer in key.peers { users.formUnion(subjectsOfPeer[peer] ?? []) }
+      for port in key.namedPorts { users.formUnion(subjectsOfPort[port.port] ?? []) }
+      for id in users where subjects[id]?.wildcard != nil {
+        if pairCount < pairLimit { compilePair(id, identity, &delta) } else { close(id, now, tables, &delta) }
+      }
+    }
+    delta.identities = changes.moves
+    var compared: [Change<IdentityID>: Bool] = [:]
+    for move in changes.moves.values where !delta.rejudgesFlows {
+      guard let old = move.old, let new = move.new else { continue }
+      let differ = compared[move] ?? differ(old, new, tables, delta)
+      compared[move] = differ
+      if differ { delta.rejudgesFlows = true }
+    }
+    for identity in changes.died {
+      for id in subjects.keys where subjects[id]?.pairs.remove(identity) != nil {
+        removePair(PairKey(id, identity), tables, &delta)
+      }
+    }
+  }
+
+  /// Whether any subject makes a difference between them.
+  private func differ(
+    _ old: IdentityID, _ new: IdentityID, _ tables: borrowing Tables, _ delta: TableDelta
+  ) -> Bool {
+    for (id, subject) in subjects where subject.uses > 0 {
+      let before = tables.policies.pairs[PairKey(id, old)] ?? subject.wildcard
+      let key = PairKey(id, new)
+      if before != (delta.pairs[key]?.new ?? tables.policies.pairs[key] ?? subject.wildcard) { return true }
+    }
+    return false
+  }
+}
+
+extension Dictionary {
+  /// Notes an entry that was not there when the delta began, or that it had removed.
+  fileprivate mutating func add<Content>(_ key: Key, _ content: Content) where Value == Change<Content> {
+    let old = self[key]?.old
+    self[key] = old == content ? nil : Change(old: old, new: content)
+  }
+
+  /// Notes that an entry goes; one that the delta itself had added was never there.
+  fileprivate mutating func remove<Content>(_ key: Key, _ content: Content) where Value == Change<Content> {
+    if let change = self[key], change.old == nil {
+      self[key] = nil
+    } else {
+      self[key] = Change(old: self[key]?.old ?? content, new: nil)
+    }
+  }
+}
