@@ -1,7 +1,8 @@
 import Glibc
 import NetworkTypes
 
-/// What `make run` shows: a shop on two nodes, balanced by Sluice, and a scale-down that nobody notices.
+/// What `make run` shows: a shop on two nodes, balanced by Sluice, a NetworkPolicy that names itself in what it drops, and
+/// a scale-down that nobody notices.
 ///
 /// Everything printed is checked; `run` says whether all of it held.
 public final class LabDemo {
@@ -10,12 +11,16 @@ public final class LabDemo {
 
   private let lab: Lab
   private let shop: String
+  private let policy: String
   private var failures: [String] = []
 
-  /// - Parameter shop: the YAML of the shop's Services.
-  public init(lab: Lab, shop: String) {
+  /// - Parameters:
+  ///   - shop: the YAML of the shop's Services.
+  ///   - policy: the YAML of its NetworkPolicy.
+  public init(lab: Lab, shop: String, policy: String) {
     self.lab = lab
     self.shop = shop
+    self.policy = policy
   }
 
   /// Brings the lab up, shows everything, and takes it down again, whatever happens.
@@ -63,6 +68,7 @@ public final class LabDemo {
     try waitForServices()
     try showClusterIPs()
     try showNodePorts()
+    try showPolicy()
     try showScaleDown()
     showProgrammingTime()
   }
@@ -123,6 +129,55 @@ public final class LabDemo {
         let report = try lab.probe(from: .client, ProbeSpec(.http, to: try address(host, 30080), count: Self.requests))
         check(isSpread(report), "\(node.name)  \(family)  \(report.summary)")
       }
+    }
+  }
+
+  private func showPolicy() throws {
+    step("Applying NetworkPolicy shop/api-deny-from-frontend: only app=orders may reach app=api, on TCP 8080")
+    let applied = monotonicNanoseconds()
+    try lab.apply("policy", policy)
+    let (frontend, orders) = (LabTarget.pod(PodName("shop", "frontend-1")), LabTarget.pod(PodName("shop", "orders-1")))
+    func requests(_ from: LabTarget, _ host: String, _ count: Int) throws -> ProbeReport {
+      var spec = ProbeSpec(.http, to: try address(host, 80), count: count)
+      spec.timeoutMilliseconds = 300
+      return try lab.probe(from: from, spec)
+    }
+    while try requests(frontend, "10.96.0.10", 1).answered > 0 {
+      guard milliseconds(since: applied) < 5000 else { throw LabError.timedOut("the policy denies nothing") }
+      usleep(2000)
+    }
+    let programming = lab.agentLog("node1").split(separator: "\n").last { $0.contains("policies=") }
+    if let programming { say("  agent of node1: \(programming)") }
+    for host in ["10.96.0.10", "fd00:10:96::10"] {
+      let allowed = try requests(orders, host, 20)
+      check(allowed.answered == 20, "shop/orders-1   -> \(host)  \(allowed.summary)")
+      let denied = try requests(frontend, host, 3)
+      check(denied.answered == 0, "shop/frontend-1 -> \(host)  \(denied.summary)")
+    }
+    try showDrops()
+    try lab.removeManifest("policy")
+    let removed = monotonicNanoseconds()
+    while try requests(frontend, "10.96.0.10", 1).answered == 0 {
+      guard milliseconds(since: removed) < 5000 else { throw LabError.timedOut("the removed policy still denies") }
+    }
+    say("  removed: shop/frontend-1 is answered again")
+  }
+
+  /// Every drop names its policy, and `explain` says why before anybody has to try.
+  private func showDrops() throws {
+    for node in lab.configuration.nodes {
+      let drops = try lab.exec(
+        in: .node(node.name), [lab.binary("dpctl"), "monitor", "--last", "1", "--type", "drop"])
+      for line in drops.stdout.split(separator: "\n") {
+        check(line.contains("policy denied by shop/api-deny-from-frontend"), "\(node.name)  \(line)")
+      }
+    }
+    for (source, status) in [("shop/frontend-1", Int32(1)), ("shop/orders-1", 0)] {
+      say("  dpctl explain \(source) shop/api:80/tcp")
+      let explanation = try lab.exec(
+        in: .node("node1"), [lab.binary("dpctl"), "explain", source, "shop/api:80/tcp"])
+      for line in explanation.stdout.split(separator: "\n") { say("    \(line)") }
+      check(explanation.status == status, "exit status \(explanation.status)")
     }
   }
 

@@ -2,6 +2,7 @@ import ArgumentParser
 import ClusterSource
 import Foundation
 import KubernetesObjects
+import NFTables
 import NetworkTypes
 
 /// An IP address with a port to listen on: `127.0.0.1:10249`, `[::]:10256`.
@@ -58,6 +59,24 @@ extension [CIDR] {
   }
 }
 
+/// What happens to a live flow when policies change.
+enum LiveFlows: String, Sendable, CaseIterable, ExpressibleByArgument {
+  case recheck
+  case keepEstablished = "keep-established"
+}
+
+/// Adjacent bits of a conntrack mark, at least 8.
+struct MarkMask: Sendable, Equatable, ExpressibleByArgument {
+  var bits: UInt32
+  init?(argument: String) {
+    let isHex = argument.hasPrefix("0x")
+    guard let bits = UInt32(isHex ? String(argument.dropFirst(2)) : argument, radix: isHex ? 16 : 10),
+      bits.nonzeroBitCount >= 8, bits.nonzeroBitCount + bits.leadingZeroBitCount + bits.trailingZeroBitCount == 32
+    else { return nil }
+    self.bits = bits
+  }
+}
+
 enum EngineName: String, Sendable, CaseIterable, ExpressibleByArgument { case nftables }
 enum LogLevel: String, Sendable, CaseIterable, ExpressibleByArgument { case trace, debug, info, warning, error }
 
@@ -78,6 +97,11 @@ struct AgentOptions: ParsableArguments {
   var cniConfDir: String?
   @Option(help: "Masquerade pod traffic that leaves the cluster: true (default) or false.") var masqueradeEgress: Bool?
   @Option(help: "Seconds between two full comparisons with the kernel (default 60).") var verifyInterval: Int?
+  @Option(help: "Milliseconds an ADD waits for its Pod object (default 5000).") var podWait: Int?
+  @Option(help: "What a changed policy does to a connection that it denies: recheck (default) or keep-established.")
+  var liveFlows: LiveFlows?
+  @Option(help: "Bits of conntrack marks that are Sluice's, as one number: at least 8, adjacent (default 0xffff0000).")
+  var conntrackMarkMask: MarkMask?
   @Option(help: "trace, debug, info (default), warning or error.") var logLevel: LogLevel?
   @Option(help: "Config file (YAML) with these flags as keys, in camelCase.") var config: String?
 }
@@ -97,6 +121,9 @@ struct AgentConfiguration: Sendable {
   var cniConfDir: String?
   var masqueradesEgress: Bool
   var verifyInterval: Int
+  var podWait: Int
+  var keepsEstablished: Bool
+  var conntrackMarkMask: UInt32
   var logLevel: LogLevel
 
   /// Joins flags and file. Throws what names the flag or key.
@@ -119,6 +146,11 @@ struct AgentConfiguration: Sendable {
     masqueradesEgress = try flags.masqueradeEgress ?? file.value("masqueradeEgress") ?? true
     verifyInterval = try flags.verifyInterval ?? file.value("verifyInterval") ?? 60
     guard verifyInterval >= 1 else { throw ValidationError("--verify-interval: must be at least 1 second") }
+    podWait = try flags.podWait ?? file.value("podWait") ?? 5000
+    guard (0...60_000).contains(podWait) else { throw ValidationError("--pod-wait: must be 0 to 60000 milliseconds") }
+    keepsEstablished = try (flags.liveFlows ?? file.value("liveFlows") ?? .recheck) == .keepEstablished
+    conntrackMarkMask = try (flags.conntrackMarkMask ?? file.value("conntrackMarkMask"))?.bits
+      ?? NFTablesEngine.defaultMarkMask
     logLevel = try flags.logLevel ?? file.value("logLevel") ?? .info
     guard socket.utf8.count < 108 else {
       throw ValidationError("--socket: '\(socket)' is longer than the 107 bytes a socket path may have")
@@ -142,7 +174,7 @@ struct ConfigFile {
   private var values: [String: (text: String, line: Int)] = [:]
   private static let known: Set<String> = [
     "nodeName", "manifests", "engine", "stateDir", "runDir", "socket", "metricsAddress", "healthzAddress",
-    "clusterCidr", "nodeportAddresses", "cniConfDir", "masqueradeEgress", "verifyInterval", "logLevel",
+    "clusterCidr", "nodeportAddresses", "cniConfDir", "masqueradeEgress", "verifyInterval", "logLevel", "podWait", "liveFlows", "conntrackMarkMask",
   ]
 
   init() {}

@@ -38,12 +38,14 @@ extension Reconciler {
       }
     }
     delta.clusterRanges = SetChange(from: node.clusterRanges, to: clusterRanges())
+    delta.ownAddresses = SetChange(from: node.ownAddresses, to: ownAddresses)
     delta.serviceRanges = SetChange(
       from: tables.services.serviceRanges, to: Set(state.serviceCIDRs.values.flatMap(\.cidrs)))
     var wanted: [String: LocalEndpoint] = [:]
     for record in endpoints.values {
       wanted[record.hostInterface] = LocalEndpoint(
-        interface: record.hostInterface, mac: record.mac, addresses: record.addresses)
+        interface: record.hostInterface, mac: record.mac, addresses: record.addresses,
+        subjects: policies.subjects(of: record.hostInterface))
     }
     for name in Set(wanted.keys).union(node.endpoints.keys) where wanted[name] != node.endpoints[name] {
       delta.endpoints[name] = Change(old: node.endpoints[name], new: wanted[name])
@@ -53,12 +55,15 @@ extension Reconciler {
 
   func nodePortAddresses(_ internalIPs: [IPAddress]) -> Set<IPAddress> {
     guard case .within(let ranges) = configuration.nodePortAddresses else { return Set(internalIPs) }
-    // Where the kernel cannot be asked, NodePorts stay where they are.
-    guard let own = try? addresses.addresses() else { return tables.node.nodePortAddresses }
-    return Set(
-      own.map(\.address.address).filter { address in
-        !address.isLoopback && !address.isLinkLocal && ranges.contains { $0.contains(address) }
-      })
+    return ownAddresses.filter { address in ranges.contains { $0.contains(address) } }
+  }
+
+  /// Asks the kernel; where it cannot be asked, what was known stays. Whether something changed.
+  func readOwnAddresses() -> Bool {
+    guard let assigned = try? addresses.addresses() else { return false }
+    let own = Set(assigned.map(\.address.address).filter { !$0.isLoopback && !$0.isLinkLocal })
+    defer { ownAddresses = own }
+    return own != ownAddresses
   }
 
   /// Everything pods reach under their own address. Empty where traffic that leaves is not masqueraded.
@@ -81,6 +86,19 @@ extension TableDelta {
     nodePortAddresses = node.nodePortAddresses
     internalAddresses = node.internalAddresses
     clusterRanges = node.clusterRanges
+    ownAddresses = node.ownAddresses
     serviceRanges = node.serviceRanges
+  }
+
+  /// The same for what `PolicyCompiler` says.
+  mutating func takePolicy(from policy: TableDelta) {
+    identities = policy.identities
+    blocks = policy.blocks
+    podRanges = policy.podRanges
+    pairs = policy.pairs
+    portSets = policy.portSets
+    attributions = policy.attributions
+    clauses = policy.clauses
+    rejudgesFlows = policy.rejudgesFlows
   }
 }

@@ -7,6 +7,7 @@ import Logging
 import NFTables
 import Netlink
 import NetworkTypes
+import PolicyCompiler
 import ServiceCompiler
 
 /// From changes to the kernel: apply, repair, compare.
@@ -17,6 +18,18 @@ extension Reconciler {
     compiler.numbering.sync()
     compiler.forgetInheritedSlots()
     tables.apply(delta)
+    var everything = ChangeEffect()
+    everything.nodes = Array(state.nodes.keys)
+    everything.namespaces = Array(state.namespaces.keys)
+    everything.pods = Array(state.pods.keys)
+    everything.networkPolicies = Array(state.networkPolicies.keys)
+    let locals: [String: LocalPod?] = Dictionary(
+      endpoints.values.map { ($0.hostInterface, .some(LocalPod($0))) }) { $1 }
+    let policy = policies.compile(everything, endpoints: locals, in: state, tables: tables)
+    policies.forgetInherited()
+    clauses.note(policy)
+    tables.apply(policy)
+    _ = readOwnAddresses()
     let node = nodeDelta()
     tables.apply(node)
     isSynced = true
@@ -29,6 +42,7 @@ extension Reconciler {
       "ready",
       metadata: [
         "services": "\(state.services.count)", "slices": "\(state.endpointSliceCount)",
+        "pods": "\(state.pods.count)", "policies": "\(state.networkPolicies.count)",
         "compiled": "\(milliseconds(compiled - start))", "programmed": "\(milliseconds(clock.now - start))",
       ])
     reportConflicts()
@@ -41,9 +55,14 @@ extension Reconciler {
     if effect.ownNodeChanged { services.formUnion(state.services.keys) }
     var delta = compiler.compile(services, in: state, tables: tables)
     compiler.numbering.sync()
+    if !effect.pods.isEmpty || !effect.namespaces.isEmpty || !effect.networkPolicies.isEmpty || !effect.nodes.isEmpty {
+      delta.takePolicy(from: policies.compile(effect, in: state, tables: tables))
+    }
     // The node's part walks all nodes: only where something of it can have changed.
     if nodeMayHaveChanged || effect.ownNodeChanged || !effect.nodes.isEmpty || effect.serviceCIDRsChanged {
       delta.takeNode(from: nodeDelta())
+    } else {
+      delta.endpoints = subjectChanges()
     }
     // What does not wait for nf_tables, and must not be lost where that fails.
     if !effect.nodes.isEmpty { updateRoutes() }
@@ -62,6 +81,7 @@ extension Reconciler {
           metadata: [
             "services": "\(services.count == 1 ? "\(services.first.map { "\($0)" } ?? "")" : "\(services.count)")",
             "frontends": "\(delta.frontends.count)", "sets": "\(delta.sets.count)",
+            "policies": "\(effect.networkPolicies.count)", "identities": "\(delta.identities.count)",
             "messages": "\(report.messages)", "event-to-kernel": "\(milliseconds(took))", "revision": "\(revision)",
           ])
       }
@@ -73,6 +93,17 @@ extension Reconciler {
     }
   }
 
+  /// Endpoints whose policies have changed.
+  private func subjectChanges() -> [String: Change<LocalEndpoint>] {
+    var changes: [String: Change<LocalEndpoint>] = [:]
+    for (name, endpoint) in tables.node.endpoints {
+      var new = endpoint
+      new.subjects = policies.subjects(of: name)
+      if new != endpoint { changes[name] = Change(old: endpoint, new: new) }
+    }
+    return changes
+  }
+
   private func updateHealthChecks() {
     guard servedHealthChecks != compiler.healthCheckRevision else { return }
     servedHealthChecks = compiler.healthCheckRevision
@@ -82,6 +113,7 @@ extension Reconciler {
   /// Applies a delta to tables and kernel, and ends the UDP flows it leaves behind.
   func apply(_ delta: TableDelta) throws -> ApplyReport {
     guard !delta.isEmpty else { return ApplyReport() }
+    clauses.note(delta)
     tables.apply(delta)
     revision += 1
     guard !needsResync else { throw RepairUnderWay() }
@@ -196,6 +228,7 @@ extension Reconciler {
         removalsDue = nil
         count(try engine.finishRemovals())
       }
+      if let expired = policies.expire(in: state, tables: tables) { count(try apply(expired)) }
       let isOld = lastVerified.map { clock.now - $0 > .seconds(configuration.verifyInterval) } ?? true
       let wasChanged = try engine.wasChangedByOthers()
       count(engine.takeReport())
@@ -219,6 +252,7 @@ extension Reconciler {
   /// `tick`, at once where something waits, else once a second: a look at nf_tables' generation is one small request.
   func tickIfDue() {
     let isUrgent = removalsDue != nil || needsResync
+    wakeWaiters { $0 <= clock.now }
     guard isUrgent || nextTick.map({ clock.now >= $0 }) ?? true else { return }
     nextTick = clock.now + .seconds(1)
     tick()
@@ -226,10 +260,7 @@ extension Reconciler {
 
   /// Reads the node's addresses and programs what follows from a change.
   func addressesMayHaveChanged() {
-    guard case .within = configuration.nodePortAddresses, let now = try? addresses.addresses(), now != ownAddresses
-    else { return }
-    ownAddresses = now
-    guard isSynced else { return }
+    guard readOwnAddresses(), isSynced else { return }
     program(ChangeEffect(), receivedAt: clock.now, triggered: [], nodeMayHaveChanged: true)
   }
 }

@@ -8,6 +8,7 @@ import Logging
 import NFTables
 import Netlink
 import NetworkTypes
+import PolicyCompiler
 import ServiceCompiler
 
 /// The one writer of this node's packet path: takes what sources report, keeps the tables, and makes the kernel equal.
@@ -20,6 +21,7 @@ actor Reconciler {
   let clock = ContinuousClock()
   let state: ClusterState
   var compiler: ServiceCompiler<NumberJournal>
+  var policies: PolicyCompiler
   var tables = Tables()
   var engine: NFTablesEngine
   var routes: NodeRoutes
@@ -50,18 +52,26 @@ actor Reconciler {
   var nodeWarned = false
   let startedAt = time(nil)
   var nextTick: ContinuousClock.Instant?
-  var ownAddresses: [AssignedAddress] = []
+  /// Every address of this node but loopback's and link-local ones.
+  var ownAddresses: Set<IPAddress> = []
+  /// What clauses of policies mean, for counters and events, also some time after they are out of force.
+  var clauses = ClauseHistory()
+  /// ADDs that wait for their Pod object.
+  var changeWaiters: [(deadline: ContinuousClock.Instant, continuation: CheckedContinuation<Void, Never>)] = []
   var reportedConflicts: Set<String> = []
 
   init(configuration: AgentConfiguration, logger: Logger) throws {
     self.configuration = configuration
     self.logger = logger
     state = ClusterState(ownNodeName: configuration.nodeName)
-    engine = try NFTablesEngine()
+    engine = try NFTablesEngine(
+      markMask: configuration.conntrackMarkMask, keepsEstablished: configuration.keepsEstablished)
     let numbering = try NumberJournal(
       path: configuration.stateDir + "/service-numbers", floor: try engine.largestServiceNumber())
     compiler = ServiceCompiler(
       nodeName: configuration.nodeName, numbering: numbering, slotsInForce: try engine.slotsInForce())
+    let inForce = try engine.identitiesInForce()
+    policies = PolicyCompiler(inForce: IdentitiesInForce(addresses: inForce.addresses, atoms: inForce.atoms))
     routes = try NodeRoutes()
     addresses = try RouteSocket()
     sweeper = FlowSweeper(conntrack: try ConntrackSocket(), logger: logger)
@@ -123,28 +133,58 @@ actor Reconciler {
       guard isSynced else { return }
       oldestPending = oldestPending ?? receivedAt
       program(effect, receivedAt: receivedAt, triggered: triggered)
+      if !effect.pods.isEmpty { wakeWaiters { _ in true } }
     }
   }
 
-  /// A pod was attached: returns once its packets are judged. Throws what the plugin hands to the runtime.
-  func publish(_ record: EndpointRecord) throws {
+  /// A pod was attached: returns once its packets are judged by every policy known. Throws what the plugin hands to the
+  /// runtime: until then nothing gets in or out.
+  func publish(_ record: EndpointRecord) async throws {
     guard isSynced else { throw LocalAPIRefusal("the agent has not read the cluster's objects yet") }
+    try await waitForPod(of: record)
     endpoints[record.fileName] = record
     try programEndpoints("endpoint attached", record)
+  }
+
+  /// A runtime makes a sandbox from a Pod object that it has seen; we may see it a moment later.
+  private func waitForPod(of record: EndpointRecord) async throws {
+    guard let key = record.podKey else { return }
+    let deadline = clock.now + .milliseconds(configuration.podWait)
+    while true {
+      let pod = state.pod(key)
+      let uid = record.podUID ?? ""
+      if let pod, uid.isEmpty || pod.uid.isEmpty || pod.uid == uid { return }
+      guard clock.now < deadline else {
+        let known = pod.map { "the agent knows the one with uid \($0.uid)" } ?? "the agent does not know it"
+        throw LocalAPIRefusal("Pod \(key) with uid \(uid): \(known) after \(configuration.podWait) ms")
+      }
+      await withCheckedContinuation { changeWaiters.append((deadline, $0)) }
+    }
+  }
+
+  func wakeWaiters(where isMeant: (ContinuousClock.Instant) -> Bool) {
+    guard !changeWaiters.isEmpty else { return }
+    let meant = changeWaiters.filter { isMeant($0.deadline) }
+    changeWaiters.removeAll { isMeant($0.deadline) }
+    for waiter in meant { waiter.continuation.resume() }
   }
 
   func unpublish(containerID: String, interfaceName: String) throws {
     let gone = endpoints.values.filter { $0.containerID == containerID && $0.interfaceName == interfaceName }
     for record in gone {
       endpoints[record.fileName] = nil
-      if isSynced { try programEndpoints("endpoint detached", record) }
+      if isSynced { try programEndpoints("endpoint detached", record, isGone: true) }
     }
   }
 
-  private func programEndpoints(_ what: String, _ record: EndpointRecord) throws {
+  private func programEndpoints(_ what: String, _ record: EndpointRecord, isGone: Bool = false) throws {
     let start = clock.now
     do {
-      let report = try apply(nodeDelta())
+      var delta = policies.compile(
+        ChangeEffect(), endpoints: [record.hostInterface: isGone ? LocalPod?.none : LocalPod(record)], in: state,
+        tables: tables)
+      delta.takeNode(from: nodeDelta())
+      let report = try apply(delta)
       logger.info(
         "\(what)",
         metadata: [
@@ -158,6 +198,21 @@ actor Reconciler {
       failed(error)
       throw LocalAPIRefusal("the kernel refused the endpoint: \(error)")
     }
+  }
+}
+
+extension EndpointRecord {
+  /// The pod that the runtime named; nil where it spoke of none.
+  var podKey: ObjectKey? {
+    guard let podNamespace, let podName else { return nil }
+    return ObjectKey(namespace: podNamespace, name: podName)
+  }
+}
+
+extension LocalPod {
+  init(_ record: EndpointRecord) {
+    self.init(
+      interface: record.hostInterface, pod: record.podKey, uid: record.podUID, addresses: record.addresses)
   }
 }
 

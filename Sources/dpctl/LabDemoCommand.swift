@@ -4,19 +4,23 @@ import Lab
 struct LabDemoCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "demo",
-    abstract: "Two nodes, a small shop, requests through its Services, a scale-down; then nothing is left.")
+    abstract: "Two nodes, a small shop, requests through its Services, a policy, a scale-down; then nothing is left.")
 
   @Option(name: .long, help: "The lab's name.")
   var name = "demo"
   @OptionGroup var binaries: LabBinaries
   @Option(name: .long, help: "The shop's Services. Default: deploy/lab/shop.yaml next to the folder of the programs.")
   var shop: String?
+  @Option(name: .long, help: "Its NetworkPolicy. Default: deploy/lab/policy.yaml beside it.")
+  var policy: String?
 
   func run() throws {
     let binDirectory = try binaries.directory()
-    let file = shop ?? "\(binDirectory)/../deploy/lab/shop.yaml"
+    let folder = "\(binDirectory)/../deploy/lab"
+    let shop = try LabBinary.readText(shop ?? "\(folder)/shop.yaml")
+    let policy = try LabBinary.readText(policy ?? "\(folder)/policy.yaml")
     let lab = try Lab(LabConfiguration(name: name, nodes: 2, binDirectory: binDirectory))
     _ = LabSignals(interrupting: lab)
-    guard try LabDemo(lab: lab, shop: try LabBinary.readText(file)).run() else { throw ExitCode(1) }
+    guard try LabDemo(lab: lab, shop: shop, policy: policy).run() else { throw ExitCode(1) }
   }
 }
