@@ -184,6 +184,8 @@ struct CrashCluster {
         internalIPs: IPFamily.allCases.map(PacketRig.gateway)),
       Self.serviceCIDR("kubernetes", [.v4: "10.96.0.0/24", .v6: "fd00:10:96::/112"]),
     ]
+    // Pods without a Pod object are closed: nobody knows which policies are theirs.
+    for pod in 0..<PacketRig.podCount { documents.append(Self.pod(pod)) }
     if hasSecondRange { documents.append(Self.serviceCIDR("second", Self.secondRange)) }
     return documents.joined(separator: "---\n")
   }
@@ -195,6 +197,17 @@ struct CrashCluster {
     metadata: {name: \(name)}
     spec: {podCIDRs: [\(list(IPFamily.allCases.compactMap { pods[$0] }))]}
     status: {addresses: [\(internalIPs.map { "{type: InternalIP, address: '\($0)'}" }.joined(separator: ", "))]}
+
+    """
+  }
+
+  private static func pod(_ number: Int) -> String {
+    """
+    apiVersion: v1
+    kind: Pod
+    metadata: {namespace: shop, name: pod-\(number)}
+    spec: {nodeName: \(nodeName), containers: [{name: main}]}
+    status: {phase: Running, podIPs: [\(PacketRig.endpoint(number).addresses.map { "{ip: '\($0)'}" }.joined(separator: ", "))]}
 
     """
   }
