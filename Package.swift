@@ -72,7 +72,7 @@ let package = Package(
     .executableTarget(
       name: "dpctl",
       dependencies: [
-        "NetworkTypes", "LocalAPI", "Lab", "NFTables",
+        "NetworkTypes", "DataplaneModel", "LocalAPI", "Lab", "NFTables",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ], swiftSettings: strict),
 
@@ -85,18 +85,36 @@ let package = Package(
       name: "ClusterSourceTests", dependencies: ["ClusterSource", "KubernetesObjects"], swiftSettings: strict),
     .testTarget(
       name: "ServiceCompilerTests", dependencies: ["ServiceCompiler", "ClusterSource"], swiftSettings: strict),
+    // Random policy worlds and the oracle: for several test targets.
+    .target(
+      name: "PolicyWorlds", dependencies: ["PolicyCompiler", "ClusterSource"], path: "Tests/PolicyWorlds",
+      swiftSettings: strict),
     .testTarget(
-      name: "PolicyCompilerTests", dependencies: ["PolicyCompiler", "ClusterSource"], swiftSettings: strict),
+      name: "PolicyCompilerTests", dependencies: ["PolicyCompiler", "PolicyWorlds", "ClusterSource"],
+      swiftSettings: strict),
     .testTarget(
       name: "NFTablesTests",
       dependencies: [
         "NFTables", "DataplaneModel", "Netlink", "KubernetesObjects", "ServiceCompiler", "PolicyCompiler",
-        "ClusterSource", "LocalAPI",
+        "PolicyWorlds", "ClusterSource", "LocalAPI",
       ],
       swiftSettings: strict),
+    .testTarget(
+      name: "ProxyAgentTests",
+      dependencies: [
+        "ProxyAgent", "LocalAPI", "PolicyCompiler", "KubernetesObjects", "DataplaneModel", "Netlink", "NetworkTypes",
+        "NFTables", "ClusterSource", .product(name: "Logging", package: "swift-log"),
+        .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
+      ], swiftSettings: strict),
+    .testTarget(
+      name: "dpctlTests", dependencies: ["dpctl", "LocalAPI", "DataplaneModel", "CLinux"], swiftSettings: strict),
     .testTarget(name: "CNIPluginTests", dependencies: ["LocalAPI", "Netlink", "CLinux"], swiftSettings: strict),
     .testTarget(
-      name: "LabTests", dependencies: ["Lab", "LocalAPI", "Netlink", "NetworkTypes", "DataplaneModel"],
+      name: "LabTests",
+      dependencies: [
+        "Lab", "LocalAPI", "Netlink", "NetworkTypes", "DataplaneModel", "KubernetesObjects", "ClusterSource",
+        "PolicyWorlds",
+      ],
       swiftSettings: strict),
   ],
   swiftLanguageModes: [.v6]

@@ -30,6 +30,15 @@ extension Lab {
     }
   }
 
+  /// Changes a Namespace's labels; `kubernetes.io/metadata.name` is always among them.
+  public func setLabels(ofNamespace name: String, _ labels: [String: String]) throws {
+    try LabConfiguration.validate("namespace", name)
+    try members.withLock { members in
+      members.namespaces.insert(name)
+      try writeManifest("namespace_\(name)", [ObjectManifests.namespace(name, labels: labels)])
+    }
+  }
+
   private static func fileName(_ name: String) throws(LabError) -> String {
     guard !name.isEmpty, !name.hasPrefix("."), !name.contains("/") else {
       throw .invalid(field: "manifest name", value: name, reason: "is no file name")

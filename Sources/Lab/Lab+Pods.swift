@@ -60,6 +60,15 @@ extension Lab {
     try update(pod)
   }
 
+  /// Changes a pod's labels, and the endpoints of the Services that select it now or did before.
+  public func setLabels(_ name: PodName, _ labels: [String: String]) throws {
+    let old = try pod(name)
+    var new = old
+    new.spec.labels = labels
+    try update(new)
+    try members.withLock { try publishServices(selecting: old, $0) }
+  }
+
   /// Marks the pod as going: its endpoints are terminating, no longer ready, and still serving or not. It runs on.
   public func terminate(_ name: PodName, serving: Bool = true) throws {
     var pod = try pod(name)

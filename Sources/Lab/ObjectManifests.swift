@@ -22,10 +22,11 @@ enum ObjectManifests {
     ]
   }
 
-  static func namespace(_ name: String) -> JSONValue {
-    [
-      "apiVersion": "v1", "kind": "Namespace",
-      "metadata": ["name": .string(name), "labels": ["kubernetes.io/metadata.name": .string(name)]],
+  static func namespace(_ name: String, labels: [String: String] = [:]) -> JSONValue {
+    var labels = labels
+    labels["kubernetes.io/metadata.name"] = name
+    return [
+      "apiVersion": "v1", "kind": "Namespace", "metadata": ["name": .string(name), "labels": strings(labels)],
     ]
   }
 

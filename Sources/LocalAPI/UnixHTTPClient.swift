@@ -65,40 +65,6 @@ public struct UnixHTTPClient: Sendable {
     throw LocalAPIError.badResponse(path: path, reason: "no end")
   }
 
-  /// Sends one request and hands over the lines of the answer as they come, without their ends, until the agent closes
-  /// the stream or `onLine` returns false. The head must come within the time limit; lines may take for ever.
-  public func stream(
-    _ method: String, _ target: String, body: JSONValue? = nil, onLine: (String) -> Bool
-  ) throws(LocalAPIError) {
-    let connection = try open(method, target, body: body)
-    var parser = HTTPResponseParser()
-    var status = 0
-    var rest: [UInt8] = []
-    while let event = try nextEvent(&parser, connection, deadline: status == 200 ? nil : connection.deadline) {
-      switch event {
-      case .head(let code): status = code
-      case .body(let bytes):
-        rest += bytes
-        guard rest.count <= Self.bodyLimit else {
-          throw LocalAPIError.badResponse(path: path, reason: "line longer than \(Self.bodyLimit) bytes")
-        }
-        guard status == 200, bytes.contains(0x0a) else { continue }
-        var lines = rest.split(separator: 0x0a, omittingEmptySubsequences: false)
-        rest = Array(lines.removeLast())
-        for line in lines where !line.isEmpty {
-          guard onLine(String(decoding: line, as: UTF8.self)) else { return }
-        }
-      case .end:
-        let text = String(decoding: rest, as: UTF8.self)
-        guard status == 200 else {
-          throw LocalAPIError.refused(path: path, status: status, message: Self.message(in: rest))
-        }
-        if !text.isEmpty { _ = onLine(text) }
-        return
-      }
-    }
-  }
-
   /// The `error` member of the agent's answer, else the body itself, cut to a printable size.
   public static func message(in body: [UInt8]) -> String {
     if let json = try? JSONValue(parsing: body), let message = json["error"]?.stringValue { return message }
@@ -107,14 +73,14 @@ public struct UnixHTTPClient: Sendable {
 
   // MARK: The connection
 
-  private struct Connection: ~Copyable {
+  struct Connection: ~Copyable {
     let descriptor: CInt
     let deadline: Deadline
     deinit { close(descriptor) }
   }
 
   /// CLOCK_MONOTONIC, read directly: `ContinuousClock` would pull the concurrency runtime into the plugin.
-  private struct Deadline: Sendable {
+  struct Deadline: Sendable {
     let nanoseconds: Int64
 
     init(milliseconds: Int) { nanoseconds = Self.now() + Int64(milliseconds) * 1_000_000 }
@@ -132,7 +98,7 @@ public struct UnixHTTPClient: Sendable {
     }
   }
 
-  private func open(_ method: String, _ target: String, body: JSONValue?) throws(LocalAPIError) -> Connection {
+  func open(_ method: String, _ target: String, body: JSONValue?) throws(LocalAPIError) -> Connection {
     let connection = try connect()
     var head = "\(method) \(target) HTTP/1.1\r\nHost: sluice\r\nConnection: close\r\nAccept: application/json\r\n"
     let content = body.map { Array($0.serialized().utf8) } ?? []
@@ -193,7 +159,7 @@ public struct UnixHTTPClient: Sendable {
     }
   }
 
-  private func nextEvent(
+  func nextEvent(
     _ parser: inout HTTPResponseParser, _ connection: borrowing Connection, deadline: Deadline?
   ) throws(LocalAPIError) -> HTTPResponseParser.Event? {
     do throws(HTTPResponseParser.Malformed) {

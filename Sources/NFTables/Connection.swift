@@ -125,6 +125,18 @@ final class Connection {
   func request(
     _ type: Int, family: UInt32, dump: Bool, attributes: [(Int, String)], body: (KernelMessage) -> Void
   ) throws(NFTablesError) {
+    try request(
+      type, family: family, dump: dump, object: attributes.map(\.1).joined(separator: " "),
+      writing: { header in
+        for (attribute, value) in attributes { mnl_attr_put_strz(header, UInt16(attribute), value) }
+      }, body: body)
+  }
+
+  /// The same with attributes of any kind; the whole request has to fit 4096 bytes.
+  func request(
+    _ type: Int, family: UInt32, dump: Bool, object: @autoclosure () -> String,
+    writing: (UnsafeMutablePointer<nlmsghdr>) -> Void, body: (KernelMessage) -> Void
+  ) throws(NFTablesError) {
     sequence &+= 1
     let number = sequence
     var message = [UInt8](repeating: 0, count: 4096)
@@ -134,7 +146,7 @@ final class Connection {
           bytes.baseAddress?.assumingMemoryBound(to: CChar.self), UInt16(type), UInt16(family),
           UInt16(dump ? NLM_F_DUMP : 0), number)
       else { return 0 }
-      for (attribute, value) in attributes { mnl_attr_put_strz(header, UInt16(attribute), value) }
+      writing(header)
       return Int(header.pointee.nlmsg_len)
     }
     report.messages += 1
@@ -156,7 +168,7 @@ final class Connection {
             let code = message.payload.count >= 4 ? message.payload.loadUnaligned(as: Int32.self) : -EPROTO
             if code != 0, code != -ENOENT {
               failure = NFTablesError(
-                operation: "read", object: attributes.map(\.1).joined(separator: " "), errno: -code,
+                operation: "read", object: object(), errno: -code,
                 detail: message.extendedAck)
             }
           case UInt16(NLMSG_DONE): finished = true

@@ -114,12 +114,12 @@ extension Layout {
               source(to: Register(0)), destination(to: Register(addressWords)),
               .lookup(.hairpin, key: Register(0), to: nil, inverted: false), .verdict(.accept),
             ]),
-          RuleSpec(comment: "from a pod", expressions: local(.inputName) + [.verdict(.goto("judge"))]),
-          RuleSpec(comment: "to a pod", expressions: local(.outputName) + [.verdict(.goto("judge"))]),
           RuleSpec(
             comment: "from no known pod", expressions: made(.inputName) + [.verdict(.goto("drop-unknown-endpoint"))]),
           RuleSpec(
             comment: "to no known pod", expressions: made(.outputName) + [.verdict(.goto("drop-unknown-endpoint"))]),
+          RuleSpec(comment: "from a pod", expressions: local(.inputName) + [.verdict(.goto("judge"))]),
+          RuleSpec(comment: "to a pod", expressions: local(.outputName) + [.verdict(.goto("judge"))]),
         ]))
     chains.append(
       ChainSpec(
@@ -175,10 +175,10 @@ extension Layout {
         + lookup(side.subjects, key: Register(0), to: Register(8)) + [
           .compare(Register(8), equal: true, [0, 0, 0, 0]), .verdict(.return),
         ])
-    // A peer that is gone ends no flow that it was allowed.
+    // A peer that is gone ends no flow that it was allowed: one that was denied since has no mark.
     let peerIsGone = RuleSpec(
       comment: "a live flow whose peer is gone",
-      expressions: state(State.established) + [
+      expressions: state(State.established) + judgedOnce + [
         peer(side, to: Register(0)), .lookup(.identities, key: Register(0), to: nil, inverted: true),
         peer(side, to: Register(0)), .lookup(.podRanges, key: Register(0), to: nil, inverted: false),
         .verdict(.return),
@@ -258,6 +258,12 @@ extension Layout {
   private func reportRules(_ direction: PolicyDirection, isAudit: Bool) -> [RuleSpec] {
     let prefix = "\(isAudit ? "audit" : DropReason.policyDenied.rawValue) \(direction)"
     let end: [Expression] = isAudit ? restoreMark + [.verdict(.return)] : [.counter, .verdict(.drop)]
+    let unstamp = RuleSpec(
+      comment: "what is in force denies it",
+      expressions: state(State.established) + judgedOnce + [
+        .conntrack(.mark, original: false, to: Register(0)), .and(Register(0), mask: ~policy.markMask),
+        .setConntrackMark(from: Register(0)),
+      ])
     let rules = [true, false].flatMap { isReply -> [RuleSpec] in
       let side = Side(direction: direction, isReply: isReply)
       return Path.all.map { path in
@@ -269,7 +275,7 @@ extension Layout {
           ] + end)
       }
     }
-    return rules + [
+    return (isAudit ? [] : [unstamp]) + rules + [
       RuleSpec(
         comment: "changed meanwhile", expressions: [.log(prefix: prefix)] + (isAudit ? [.verdict(.return)] : end))
     ]
@@ -280,6 +286,14 @@ extension Layout {
   private func state(_ bits: UInt32) -> [Expression] {
     [
       .conntrack(.state, original: false, to: Register(0)), .and(Register(0), mask: bits),
+      .compare(Register(0), equal: false, [0, 0, 0, 0]),
+    ]
+  }
+
+  /// Passes for flows that were allowed when they were last judged.
+  private var judgedOnce: [Expression] {
+    [
+      .conntrack(.mark, original: false, to: Register(0)), .and(Register(0), mask: policy.markMask),
       .compare(Register(0), equal: false, [0, 0, 0, 0]),
     ]
   }
@@ -296,9 +310,21 @@ extension Layout {
     [.meta(device, to: Register(0)), .lookup(.localInterfaces, key: Register(0), to: nil, inverted: false)]
   }
 
-  /// Passes where the CNI plugin made the device.
+  /// Passes for what is no copy of this node's own multicast or broadcast: those come in by the device they went out by.
+  private var unicast: [Expression] {
+    switch family {
+    // The kernel itself drops a broadcast frame with a unicast packet in it that has its own address.
+    case .v4: [.meta(.packetType, to: Register(0)), .compare(Register(0), equal: true, [0])]
+    case .v6: [.payload(.network, offset: 24, length: 1, to: Register(0)), .compare(Register(0), equal: false, [0xff])]
+    }
+  }
+
+  /// Passes where the CNI plugin made the device, and no map knows it.
   private func made(_ device: MetaKey) -> [Expression] {
-    [.meta(device, to: Register(0)), .compare(Register(0), equal: true, Array(Self.interfacePrefix.utf8))]
+    [
+      .meta(device, to: Register(0)), .compare(Register(0), equal: true, Array(Self.interfacePrefix.utf8)),
+      .meta(device, to: Register(0)), .lookup(.localInterfaces, key: Register(0), to: nil, inverted: true),
+    ]
   }
 
   /// Neighbour discovery with its node, and multicast membership: no policy is about them.
@@ -329,8 +355,7 @@ extension Layout {
     var rules = [
       RuleSpec(
         comment: "from outside with this node's address",
-        expressions: [
-          .meta(.packetType, to: Register(0)), .compare(Register(0), equal: true, [0]),
+        expressions: unicast + [
           .meta(.inputName, to: Register(0)), .compare(Register(0), equal: false, Array("lo\0".utf8)),
           source(to: Register(0)), .lookup(.ownAddresses, key: Register(0), to: nil, inverted: false),
           .verdict(.goto("drop-forged")),

@@ -25,12 +25,13 @@ public struct NFTablesEngine: DataplaneEngine {
   /// Large first programmings are sent in pieces: a batch is one datagram in one kernel buffer.
   private static let pieceSize = 20_000
 
-  public static let defaultMarkMask: UInt32 = 0xffff_0000
+  public static let defaultMarkMask: UInt32 = 0xffff_f000
   /// Where rules tell of packets: a group of nfnetlink_log.
   public static let logGroup = Layout.logGroup
 
   /// - Parameters:
-  ///   - markMask: bits of conntrack marks that nobody else uses, at least 8 of them, adjacent.
+  ///   - markMask: bits of conntrack marks that nobody else uses, at least 8 of them, adjacent. A flow that was silent
+  ///     while policies changed as often as they have values is not judged again.
   ///   - keepsEstablished: a flow that was allowed once goes on whatever policies say later.
   public init(
     markMask: UInt32 = NFTablesEngine.defaultMarkMask, keepsEstablished: Bool = false

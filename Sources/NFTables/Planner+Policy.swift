@@ -44,14 +44,18 @@ extension Planner {
     guard let set else { return [] }
     var entries: [MapEntry] = []
     var ranges: [PortSet.Entry] = []
+    var isBridge = true
     for entry in set.entries {
       if entry.ports.lowerBound == entry.ports.upperBound {
         entries.append(.port(family, set: id.rawValue, entry.ports.lowerBound, clause: entry.clause.rawValue))
-      } else if let last = ranges.last, last.clause == entry.clause {
-        // Only single ports lie between, and those are found first.
+        if !entry.clause.isAllowed { isBridge = false }
+      } else if let last = ranges.last, last.clause == entry.clause, isBridge || !entry.clause.isAllowed {
+        // Only single ports lie between, and those are found first. Over a denied one nothing allowed is bridged: a lost
+        // element must not open anything.
         ranges[ranges.count - 1].ports = last.ports.lowerBound...entry.ports.upperBound
       } else {
         ranges.append(entry)
+        isBridge = true
       }
     }
     return entries

@@ -235,6 +235,12 @@ struct Planner: Sendable {
     for (_, change) in delta.endpoints {
       changes.replace(endpointEntries(change.old), with: endpointEntries(change.new))
     }
+    // Of two endpoints with one address (a finished pod's sandbox outlives it) one goes: the other keeps what they share.
+    for change in delta.endpoints.values {
+      for address in change.old?.addresses ?? [] where tables.node.isLocalPod(address) {
+        changes.add(.address(.hairpin, address))
+      }
+    }
     if !delta.clusterRanges.isEmpty {
       changes.replace(
         clusterRangeEntries(tables.node.clusterRanges.undoing(delta.clusterRanges)),

@@ -58,16 +58,18 @@ extension NetworkPolicy {
     hash.add("\(key)")
     hash.add(mode.rawValue)
     for rule in direction == .ingress ? ingress : egress {
-      hash.add(UInt8(1))
+      // Every list with its length and every choice with a number: no two policies read alike.
+      hash.add(rule.peers.count)
+      hash.add(rule.ports.count)
       for peer in rule.peers {
         switch peer {
         case .pods(let pods, let namespaces):
-          hash.add(UInt8(2))
+          hash.add(UInt8(pods == nil ? 0 : 1) | UInt8(namespaces == nil ? 0 : 2))
           pods?.add(to: &hash)
-          hash.add(UInt8(3))
           namespaces?.add(to: &hash)
         case .ipBlock(let block):
           hash.add(UInt8(4))
+          hash.add(block.except.count)
           for cidr in [block.cidr] + block.except {
             hash.add(cidr.address)
             hash.add(UInt8(truncatingIfNeeded: cidr.prefixLength))
@@ -75,14 +77,16 @@ extension NetworkPolicy {
         }
       }
       for port in rule.ports {
-        hash.add(UInt8(5))
         hash.add(port.proto.rawValue)
         switch port.port {
-        case .any: hash.add(UInt8(6))
+        case .any: hash.add(UInt8(0))
         case .range(let range):
+          hash.add(UInt8(1))
           hash.add(range.lowerBound.number)
           hash.add(range.upperBound.number)
-        case .named(let name): hash.add(name)
+        case .named(let name):
+          hash.add(UInt8(2))
+          hash.add(name)
         }
       }
     }
@@ -92,12 +96,14 @@ extension NetworkPolicy {
 
 extension LabelSelector {
   fileprivate func add(to hash: inout ContentHash) {
-    hash.add(UInt8(7))
+    hash.add(matchLabels.pairs.count)
     for pair in matchLabels.pairs {
       hash.add(pair.key)
       hash.add(pair.value)
     }
+    hash.add(matchExpressions.count)
     for requirement in matchExpressions {
+      hash.add(requirement.values.count)
       hash.add(requirement.key)
       hash.add(requirement.comparison.rawValue)
       for value in requirement.values { hash.add(value) }

@@ -62,7 +62,9 @@ extension PolicyCompiler {
     if !subject.key.isClosed {
       for peer in subject.rulesOfPeer.keys { identities.formUnion(classes.byPeer[peer] ?? []) }
       for port in subject.peerPorts { identities.formUnion(classes.byNamedPort[port] ?? []) }
-      guard pairCount + identities.count < pairLimit else { return close(id, now, tables, &delta) }
+      guard pairCount + identities.count <= pairLimit else {
+        return close(id, needing: identities.count, now, tables, &delta)
+      }
     }
     let wildcard = value(of: id, subject.wildcardMatch, &delta)
     subjects[id]?.wildcard = wildcard
@@ -89,7 +91,7 @@ extension PolicyCompiler {
   }
 
   private mutating func addPair(_ key: PairKey, _ value: PairValue, _ delta: inout TableDelta) {
-    pairCount += 1
+    if key.identity != .any { pairCount += 1 }
     delta.pairs.add(key, value)
   }
 
@@ -102,24 +104,30 @@ extension PolicyCompiler {
 
   private mutating func removePair(_ key: PairKey, _ tables: borrowing Tables, _ delta: inout TableDelta) {
     guard let value = delta.pairs[key]?.new ?? tables.policies.pairs[key] else { return }
-    pairCount -= 1
+    if key.identity != .any { pairCount -= 1 }
     delta.pairs.remove(key, value)
   }
 
   /// A subject with too many pairs: another takes its place, which allows nothing and says why.
   private mutating func close(
-    _ id: SubjectID, _ now: ContinuousClock.Instant, _ tables: borrowing Tables, _ delta: inout TableDelta
+    _ id: SubjectID, needing pairs: Int, _ now: ContinuousClock.Instant, _ tables: borrowing Tables,
+    _ delta: inout TableDelta
   ) {
-    guard let open = subjects[id], !open.key.isClosed else { return }
-    closed.insert(open.key)
+    guard let open = subjects[id], !open.key.isClosed, closed[open.key] == nil else { return }
+    closed[open.key] = pairs
     var key = open.key
     key.isClosed = true
-    let number = SubjectID(rawValue: subjectNumbers.retain(key) { $0.add(to: &$1) }.number)
-    var subject = open
-    subject.key = key
-    (subject.pairs, subject.wildcard, subject.known) = ([], nil, [:])
-    (subject.rulesOfPeer, subject.peerPorts) = ([:], [])
-    subjects[number] = subject
+    let number: SubjectID
+    if let known = subjectNumbers.number(of: key) {
+      number = SubjectID(rawValue: known)
+    } else {
+      number = SubjectID(rawValue: subjectNumbers.retain(key) { $0.add(to: &$1) }.number)
+      var subject = open
+      subject.key = key
+      (subject.pairs, subject.wildcard, subject.known) = ([], nil, [:])
+      (subject.rulesOfPeer, subject.peerPorts, subject.uses) = ([:], [], 0)
+      subjects[number] = subject
+    }
     for (interface, subjects) in subjectsOf where subjects[open.key.direction] == id {
       if open.key.direction == .ingress {
         subjectsOf[interface]?.ingress = number
@@ -127,9 +135,27 @@ extension PolicyCompiler {
         subjectsOf[interface]?.egress = number
       }
       release(id, now)
+      retain(number)
     }
     delta.rejudgesFlows = true
     compilePairs(of: number, now, tables, &delta)
+  }
+
+  /// Interfaces of closed subjects for which there is room again: they are compiled anew.
+  mutating func reopen() -> Set<String> {
+    var interfaces: Set<String> = []
+    for (key, pairs) in closed where pairCount + pairs <= pairLimit {
+      closed[key] = nil
+      var closedKey = key
+      closedKey.isClosed = true
+      guard let number = subjectNumbers.number(of: closedKey) else { continue }
+      for (interface, subjects) in subjectsOf where subjects[key.direction].rawValue == number {
+        interfaces.insert(interface)
+      }
+      // One at a time: the next look at the room sees what this one took.
+      break
+    }
+    return interfaces
   }
 
   // MARK: Classes
@@ -145,7 +171,11 @@ extension PolicyCompiler {
       for peer in key.peers { users.formUnion(subjectsOfPeer[peer] ?? []) }
       for port in key.namedPorts { users.formUnion(subjectsOfPort[port.port] ?? []) }
       for id in users where subjects[id]?.wildcard != nil {
-        if pairCount < pairLimit { compilePair(id, identity, &delta) } else { close(id, now, tables, &delta) }
+        if pairCount < pairLimit {
+          compilePair(id, identity, &delta)
+        } else {
+          close(id, needing: (subjects[id]?.pairs.count ?? 0) + 1, now, tables, &delta)
+        }
       }
     }
     delta.identities = changes.moves
@@ -167,7 +197,8 @@ extension PolicyCompiler {
   private func differ(
     _ old: IdentityID, _ new: IdentityID, _ tables: borrowing Tables, _ delta: TableDelta
   ) -> Bool {
-    for (id, subject) in subjects where subject.uses > 0 {
+    // A subject that is new has no flows yet, or its endpoints' change says so by itself.
+    for (id, subject) in subjects where subject.uses > 0 && tables.policies.pairs[PairKey(id, .any)] != nil {
       let before = tables.policies.pairs[PairKey(id, old)] ?? subject.wildcard
       let key = PairKey(id, new)
       if before != (delta.pairs[key]?.new ?? tables.policies.pairs[key] ?? subject.wildcard) { return true }

@@ -26,11 +26,11 @@ public struct LocalPod: Sendable, Hashable {
 public struct PolicyCompiler {
   private var policies = SelectorIndex<ObjectKey>()
   private var contentHashes: [ObjectKey: [PolicyDirection: UInt64]] = [:]
-  private var locals: [String: LocalPod] = [:]
+  var locals: [String: LocalPod] = [:]
   private var interfacesOfPod: [ObjectKey: Set<String>] = [:]
   private var interfacesOfNamespace: [String: Set<String>] = [:]
   /// Whose local address it is, for claims.
-  private var localAddresses: [IPAddress: ObjectKey] = [:]
+  var localAddresses: [IPAddress: Set<ObjectKey>] = [:]
   var subjectsOf: [String: Subjects] = [:]
 
   var subjects: [SubjectID: Subject] = [:]
@@ -45,16 +45,24 @@ public struct PolicyCompiler {
   /// What of each pod is in the identity table.
   private var placed: [ObjectKey: Placement] = [:]
   /// Who says that an address is theirs: mostly one.
-  private var claims: [IPAddress: [ObjectKey]] = [:]
-  private var nodeAddresses: Set<IPAddress> = []
+  var claims: [IPAddress: [ObjectKey]] = [:]
+  var nodeAddresses: Set<IPAddress> = []
+  /// The pod that had each address last, as a number: whoever has it next must not inherit its flows.
+  private var lastOwners: [IPAddress: Int] = [:]
+  private var reused: Set<IPAddress> = []
+  private var hasNewReuse = false
+  /// Before the first round is through no address has a place: the peers in force come first, so that each class is made
+  /// once and takes the number it has in the kernel.
+  private var hasStarted = false
   private var atoms: [IPFamily: Atoms] = [:]
   private var podRanges: Set<CIDR> = []
   private var blockTables: [IPFamily: BlockTable] = [:]
 
   var values = PairValues()
+  /// Pairs in the tables, wildcards apart.
   public internal(set) var pairCount = 0
-  /// Subjects that would have more pairs than there is room for.
-  var closed: Set<SubjectKey> = []
+  /// Subjects that would have more pairs than there is room for, and how many those were.
+  var closed: [SubjectKey: Int] = [:]
 
   /// Pairs on this node above which a subject is closed.
   public let pairLimit: Int
@@ -85,7 +93,7 @@ public struct PolicyCompiler {
   public var portSetCount: Int { values.portSetCount }
   public var atomCount: Int { blockTables.values.reduce(0) { $0 + $1.atoms.count } }
   /// Subjects that are closed because of the limit, by the policies that select them.
-  public var closedSubjects: [[ObjectKey]] { closed.map { $0.policies.map(\.key) } }
+  public var closedSubjects: [[ObjectKey]] { closed.keys.map { $0.policies.map(\.key) } }
 
   /// Numbers found in the kernel at start that nothing asked for.
   public mutating func forgetInherited() { classes.forgetInherited() }
@@ -114,6 +122,12 @@ public struct PolicyCompiler {
       dirty.formUnion(interfacesOfNamespace[key.namespace] ?? [])
     }
     for (interface, pod) in endpoints {
+      if let known = locals[interface], let pod, known.pod != pod.pod || known.uid != pod.uid {
+        // Another pod's now: what was said of the first one says nothing of it.
+        if let old = subjectsOf.removeValue(forKey: interface) {
+          for direction in PolicyDirection.allCases { release(old[direction], now) }
+        }
+      }
       setLocal(interface, pod, state)
       dirty.insert(interface)
     }
@@ -129,19 +143,32 @@ public struct PolicyCompiler {
     // Of earlier rounds: what this one replaces stays until the next, so that addresses which get another identity now
     // have it for the replaced subjects too.
     retire(now, &work, tables, &delta)
+    dirty.formUnion(reopen())
     for interface in dirty.sorted() { updateSubjects(of: interface, state, now, &fresh, &work, &delta) }
     finish(work, state, &delta)
+    if !hasStarted {
+      hasStarted = true
+      for key in Set(effect.pods).union(interfacesOfPod.keys) { place(key, state) }
+      for address in nodeAddresses { settle(address, state) }
+    }
     let changes = classes.takeChanges()
     for id in fresh.sorted() { compilePairs(of: id, now, tables, &delta) }
     follow(changes, now, tables, &delta)
+    // Flows of the pod that had the address before are not the new one's.
+    if hasNewReuse { delta.rejudgesFlows = true }
+    hasNewReuse = false
     return delta
   }
 
-  /// Puts policies out of force that nothing has used for `linger`. nil: there were none.
+  /// Puts policies out of force that nothing has used for `linger`, and opens subjects for which there is room again. nil:
+  /// there was nothing to do.
   public mutating func expire(
     in state: ClusterState, tables: borrowing Tables, now: ContinuousClock.Instant = .now
   ) -> TableDelta? {
-    guard idle.contains(where: { isOver($0.key, since: $0.value, now) }) else { return nil }
+    guard
+      idle.contains(where: { isOver($0.key, since: $0.value, now) })
+        || closed.values.contains(where: { pairCount + $0 <= pairLimit })
+    else { return nil }
     return compile(ChangeEffect(), in: state, tables: tables, now: now)
   }
 
@@ -151,7 +178,10 @@ public struct PolicyCompiler {
     var affected: Set<IPAddress> = []
     var pods: Set<ObjectKey> = []
     if let old = locals[interface] {
-      for address in old.addresses { localAddresses[address] = nil }
+      for address in old.addresses {
+        if let key = old.pod { localAddresses[address]?.remove(key) }
+        if localAddresses[address]?.isEmpty == true { localAddresses[address] = nil }
+      }
       affected.formUnion(old.addresses)
       if let key = old.pod {
         interfacesOfPod[key]?.remove(interface)
@@ -165,7 +195,7 @@ public struct PolicyCompiler {
     if let pod {
       affected.formUnion(pod.addresses)
       if let key = pod.pod {
-        for address in pod.addresses { localAddresses[address] = key }
+        for address in pod.addresses { localAddresses[address, default: []].insert(key) }
         interfacesOfPod[key, default: []].insert(interface)
         interfacesOfNamespace[key.namespace, default: []].insert(interface)
         pods.insert(key)
@@ -176,7 +206,7 @@ public struct PolicyCompiler {
   }
 
   /// The Pod object that an endpoint is the sandbox of.
-  private func object(of local: LocalPod, _ state: ClusterState) -> Pod? {
+  func object(of local: LocalPod, _ state: ClusterState) -> Pod? {
     guard let key = local.pod, let pod = state.pod(key), pod.isSelectable else { return nil }
     guard let uid = local.uid, !uid.isEmpty, !pod.uid.isEmpty else { return pod }
     return pod.uid == uid ? pod : nil
@@ -194,6 +224,7 @@ public struct PolicyCompiler {
     }
     guard local.pod != nil else {
       subjectsOf[interface] = .unrestricted
+      if let old { for direction in PolicyDirection.allCases { release(old[direction], now) } }
       return
     }
     guard let pod = object(of: local, state) else {
@@ -236,11 +267,10 @@ public struct PolicyCompiler {
         key.namedPorts = Self.values(pod.containerPorts.numbers(of: names))
       }
     }
-    key.isClosed = closed.contains(key)
+    key.isClosed = closed[key] != nil
     if let number = subjectNumbers.number(of: key) {
       let id = SubjectID(rawValue: number)
-      subjects[id]?.uses += 1
-      idle[id] = nil
+      retain(id)
       return id
     }
     let id = SubjectID(rawValue: subjectNumbers.retain(key) { $0.add(to: &$1) }.number)
@@ -275,6 +305,11 @@ public struct PolicyCompiler {
     return id
   }
 
+  mutating func retain(_ id: SubjectID) {
+    subjects[id]?.uses += 1
+    idle[id] = nil
+  }
+
   mutating func release(_ id: SubjectID, _ now: ContinuousClock.Instant) {
     guard id != .unrestricted, let uses = subjects[id]?.uses else { return }
     subjects[id]?.uses = uses - 1
@@ -282,7 +317,7 @@ public struct PolicyCompiler {
   }
 
   private func isOver(_ id: SubjectID, since: ContinuousClock.Instant, _ now: ContinuousClock.Instant) -> Bool {
-    guard now - since < linger, let key = subjects[id]?.key else { return true }
+    guard now - since < linger, let key = subjects[id]?.key, closed[key] == nil else { return true }
     return !key.policies.allSatisfy { contentHashes[$0.key]?[key.direction] == $0.content }
   }
 
@@ -307,7 +342,11 @@ public struct PolicyCompiler {
       }
       subjects[id] = nil
       _ = subjectNumbers.release(subject.key)
-      closed.remove(subject.key)
+      if subject.key.isClosed {
+        var open = subject.key
+        open.isClosed = false
+        closed[open] = nil
+      }
     }
   }
 
@@ -383,6 +422,7 @@ public struct PolicyCompiler {
   // MARK: Addresses
 
   private mutating func place(_ key: ObjectKey, _ state: ClusterState) {
+    guard hasStarted else { return }
     let old = placed[key]
     var new: Placement?
     if let pod = state.pod(key), let group = state.groupID(ofPod: key) {
@@ -407,19 +447,39 @@ public struct PolicyCompiler {
 
   /// Decides whose an address is: the node's, the local pod's, else the first by name.
   private mutating func settle(_ address: IPAddress, _ state: ClusterState) {
+    guard hasStarted else { return }
     let blocks = atoms[address.family]?.blocks(containing: address) ?? []
     if nodeAddresses.contains(address) { return classes.place(address, .node, blocks: blocks) }
-    let claimants = claims[address] ?? []
-    let local = localAddresses[address].flatMap { claimants.contains($0) ? $0 : nil }
-    guard let owner = local ?? claimants.min(), let id = placed[owner]?.group, let group = state.group(id) else {
+    guard let owner = claimant(of: address), let id = placed[owner]?.group, let group = state.group(id) else {
       return classes.place(address, nil, blocks: [])
     }
+    noteOwner(of: address, owner, uid: state.pod(owner)?.uid ?? "")
     if !classes.knows(id) {
       classes.addGroup(
         id, namespace: group.namespace, peers: peers(of: group, state),
         namedPorts: Self.values(group.containerPorts.numbers(of: registry.namedPorts.keys)))
     }
     classes.place(address, .group(id), blocks: blocks)
+  }
+
+  private mutating func noteOwner(of address: IPAddress, _ pod: ObjectKey, uid: String) {
+    var hasher = Hasher()
+    hasher.combine(pod)
+    hasher.combine(uid)
+    let owner = hasher.finalize()
+    if let last = lastOwners.updateValue(owner, forKey: address), last != owner {
+      reused.insert(address)
+      hasNewReuse = true
+    }
+    // Of addresses that nobody has any more only so many are remembered.
+    guard lastOwners.count > 2 * claims.count + 100_000 else { return }
+    lastOwners = lastOwners.filter { claims[$0.key] != nil }
+  }
+
+  /// Addresses that went from one pod to another since the last call: flows of the first one must end.
+  public mutating func takeReusedAddresses() -> Set<IPAddress> {
+    defer { reused = [] }
+    return reused
   }
 
   private mutating func updateNodes(_ state: ClusterState, _ delta: inout TableDelta) {
@@ -432,7 +492,7 @@ public struct PolicyCompiler {
     guard ranges != podRanges else { return }
     delta.podRanges = SetChange(from: podRanges, to: ranges)
     podRanges = ranges
-    rebuildBlocks([], state, &delta)
+    if hasStarted { rebuildBlocks([], state, &delta) }
   }
 
   // MARK: Blocks

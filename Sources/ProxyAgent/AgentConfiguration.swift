@@ -100,7 +100,7 @@ struct AgentOptions: ParsableArguments {
   @Option(help: "Milliseconds an ADD waits for its Pod object (default 5000).") var podWait: Int?
   @Option(help: "What a changed policy does to a connection that it denies: recheck (default) or keep-established.")
   var liveFlows: LiveFlows?
-  @Option(help: "Bits of conntrack marks that are Sluice's, as one number: at least 8, adjacent (default 0xffff0000).")
+  @Option(help: "Bits of conntrack marks that are Sluice's, as one number: at least 8, adjacent (default 0xfffff000).")
   var conntrackMarkMask: MarkMask?
   @Option(help: "trace, debug, info (default), warning or error.") var logLevel: LogLevel?
   @Option(help: "Config file (YAML) with these flags as keys, in camelCase.") var config: String?
@@ -149,7 +149,8 @@ struct AgentConfiguration: Sendable {
     podWait = try flags.podWait ?? file.value("podWait") ?? 5000
     guard (0...60_000).contains(podWait) else { throw ValidationError("--pod-wait: must be 0 to 60000 milliseconds") }
     keepsEstablished = try (flags.liveFlows ?? file.value("liveFlows") ?? .recheck) == .keepEstablished
-    conntrackMarkMask = try (flags.conntrackMarkMask ?? file.value("conntrackMarkMask"))?.bits
+    conntrackMarkMask =
+      try (flags.conntrackMarkMask ?? file.value("conntrackMarkMask"))?.bits
       ?? NFTablesEngine.defaultMarkMask
     logLevel = try flags.logLevel ?? file.value("logLevel") ?? .info
     guard socket.utf8.count < 108 else {
@@ -174,7 +175,8 @@ struct ConfigFile {
   private var values: [String: (text: String, line: Int)] = [:]
   private static let known: Set<String> = [
     "nodeName", "manifests", "engine", "stateDir", "runDir", "socket", "metricsAddress", "healthzAddress",
-    "clusterCidr", "nodeportAddresses", "cniConfDir", "masqueradeEgress", "verifyInterval", "logLevel", "podWait", "liveFlows", "conntrackMarkMask",
+    "clusterCidr", "nodeportAddresses", "cniConfDir", "masqueradeEgress", "verifyInterval", "logLevel", "podWait",
+    "liveFlows", "conntrackMarkMask",
   ]
 
   init() {}

@@ -32,6 +32,18 @@ struct AgentMetrics: Sendable {
   var staleFlowsRemoved = 0
   var withoutLocalEndpoint: [String: Int] = [:]
   var gauges: [(name: String, help: String, value: Double)] = []
+  /// Counters with labels.
+  var families: [Family] = []
+
+  struct Sample: Sendable {
+    var labels: [(String, String)]
+    var value: UInt64
+  }
+  struct Family: Sendable {
+    var name: String
+    var help: String
+    var samples: [Sample]
+  }
 
   static var residentBytes: Int {
     guard let file = fopen("/proc/self/statm", "r") else { return 0 }
@@ -93,6 +105,13 @@ struct AgentMetrics: Sendable {
     number(
       "sluice_stale_flows_removed_total", "counter", "UDP conntrack entries removed because their backend is gone.",
       Double(staleFlowsRemoved))
+    for counter in families {
+      family(counter.name, "counter", counter.help)
+      for sample in counter.samples {
+        let labels = sample.labels.map { "\($0)=\"\($1)\"" }.joined(separator: ",")
+        out += "\(counter.name)\(labels.isEmpty ? "" : "{\(labels)}") \(sample.value)\n"
+      }
+    }
     for gauge in gauges { number(gauge.name, "gauge", gauge.help, gauge.value) }
     number("process_resident_memory_bytes", "gauge", "Resident memory.", Double(Self.residentBytes))
     return out

@@ -2,7 +2,7 @@ import Logging
 import Netlink
 import NetworkTypes
 
-/// Ends UDP flows that conntrack would send where the tables no longer do.
+/// Ends UDP flows that conntrack would send where the tables no longer do, and flows of addresses that changed hands.
 ///
 /// Beside the reconciler, not in it: the kernel walks its whole flow table for each request (about 4 ms at 262,144
 /// buckets), whatever the filter. What gathers during one walk shares the next. Each flow is judged by the tables as they
@@ -59,6 +59,21 @@ actor FlowSweeper {
       }
     } catch {
       logger.error("stale UDP flows may stay", metadata: ["port": "\(walk.port)", "error": "\(error)"])
+    }
+  }
+
+  /// Ends every flow of these addresses, whatever its protocol: another pod has them now.
+  func end(flowsOf addresses: Set<IPAddress>) {
+    for family in IPFamily.allCases where addresses.contains(where: { $0.family == family }) {
+      do {
+        for entry in try conntrack.entries(matching: ConntrackFilter(family: family)) {
+          let ends = [entry.original.source, entry.original.destination, entry.reply.source, entry.reply.destination]
+          guard ends.contains(where: addresses.contains) else { continue }
+          if try conntrack.delete(entry) { removed += 1 }
+        }
+      } catch {
+        logger.error("flows of a reused address may stay", metadata: ["error": "\(error)"])
+      }
     }
   }
 

@@ -33,7 +33,8 @@ enum HTTPServers {
 
   /// What the plugin and `dpctl` speak to.
   static func local(_ reconciler: Reconciler, socket: String, _ logger: Logger) -> some ApplicationProtocol {
-    let router = Router()
+    let router = Router(context: LocalContext.self)
+    addPolicyRoutes(to: router, reconciler)
     router.get("v1/healthz") { _, _ in answer(await reconciler.isReady) }
     router.get("metrics") { _, _ in text(await reconciler.metricsText(), type: "text/plain; version=0.0.4") }
     router.get("v1/status") { _, _ in json(await reconciler.status()) }
@@ -82,7 +83,7 @@ enum HTTPServers {
     text(isFine ? "ok\n" : "not ok\n", status: isFine ? .ok : .serviceUnavailable)
   }
 
-  private static func json(_ value: JSONValue, status: HTTPResponse.Status = .ok) -> Response {
+  static func json(_ value: JSONValue, status: HTTPResponse.Status = .ok) -> Response {
     text(value.serialized() + "\n", status: status, type: "application/json")
   }
 

@@ -24,9 +24,11 @@ extension Reconciler {
     everything.pods = Array(state.pods.keys)
     everything.networkPolicies = Array(state.networkPolicies.keys)
     let locals: [String: LocalPod?] = Dictionary(
-      endpoints.values.map { ($0.hostInterface, .some(LocalPod($0))) }) { $1 }
+      endpoints.values.map { ($0.hostInterface, .some(LocalPod($0))) }
+    ) { $1 }
     let policy = policies.compile(everything, endpoints: locals, in: state, tables: tables)
     policies.forgetInherited()
+    _ = policies.takeReusedAddresses()
     clauses.note(policy)
     tables.apply(policy)
     _ = readOwnAddresses()
@@ -119,6 +121,8 @@ extension Reconciler {
     guard !needsResync else { throw RepairUnderWay() }
     let report = try engine.apply(delta, tables: tables)
     count(report)
+    let reused = policies.takeReusedAddresses()
+    if !reused.isEmpty { Task { await sweeper.end(flowsOf: reused) } }
     if engine.hasDeferredRemovals { removalsDue = removalsDue ?? clock.now + .milliseconds(20) }
     endStaleFlows(delta)
     return report

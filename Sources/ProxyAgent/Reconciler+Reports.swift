@@ -62,6 +62,7 @@ extension Reconciler {
       ),
       ("sluice_revision", "Number of the tables' last change.", Double(revision)),
     ]
+    addPolicyMetrics(to: &metrics)
     return metrics.text()
   }
 

@@ -56,6 +56,9 @@ actor Reconciler {
   var ownAddresses: Set<IPAddress> = []
   /// What clauses of policies mean, for counters and events, also some time after they are out of force.
   var clauses = ClauseHistory()
+  /// Packets that were dropped, or would be.
+  let events = EventRing()
+  var followsLog = false
   /// ADDs that wait for their Pod object.
   var changeWaiters: [(deadline: ContinuousClock.Instant, continuation: CheckedContinuation<Void, Never>)] = []
   var reportedConflicts: Set<String> = []

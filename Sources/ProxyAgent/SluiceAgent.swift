@@ -85,6 +85,7 @@ struct SluiceAgent: AsyncParsableCommand {
           .init(service: HTTPServers.local(reconciler, socket: configuration.socket, httpLogger)),
           .init(service: HTTPServers.health(reconciler, configuration.healthzAddress, httpLogger)),
           .init(service: HTTPServers.metrics(reconciler, configuration.metricsAddress, httpLogger)),
+          .init(service: FollowPolicyLog(reconciler: reconciler, logger: logger)),
         ], gracefulShutdownSignals: [.sigterm, .sigint], logger: httpLogger))
     try await group.run()
     await reconciler.stopHealthChecks()

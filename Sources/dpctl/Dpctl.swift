@@ -13,7 +13,8 @@ struct Dpctl: ParsableCommand {
       """,
     version: "0.1.0",
     subcommands: [
-      StatusCommand.self, ServiceCommand.self, EndpointCommand.self, LabCommand.self, CompletionCommand.self,
+      StatusCommand.self, MonitorCommand.self, ExplainCommand.self, ServiceCommand.self, EndpointCommand.self,
+      IdentityCommand.self, PolicyCommand.self, LabCommand.self, CompletionCommand.self,
     ])
 
   /// Own entry point: ArgumentParser ends with 64 on wrong usage, operators expect 2.
@@ -68,7 +69,9 @@ struct GlobalOptions: ParsableArguments {
   @Option(name: .shortAndLong, help: "table, wide, json, jsonl, yaml or name.") var output = OutputFormat.table
   @Flag(name: .customLong("no-headers"), help: "No heading line.") var noHeaders = false
   @Option(help: "Seconds to wait for the agent.") var timeout = 10
+  @Option(help: "auto, always or never; auto: on a terminal, unless NO_COLOR is set.") var color = ColorMode.auto
 
+  var terminal: Terminal { Terminal(color) }
   var client: UnixHTTPClient { UnixHTTPClient(path: socket, timeoutMilliseconds: max(1, timeout) * 1000) }
 
   func get(_ target: String) throws -> JSONValue {

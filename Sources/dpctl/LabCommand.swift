@@ -13,7 +13,7 @@ struct LabCommand: ParsableCommand {
       """,
     subcommands: [
       LabUp.self, LabDown.self, LabStatus.self, LabExec.self, LabApply.self, LabPodCommand.self, LabDemoCommand.self,
-      LabHold.self, LabServe.self, LabProbe.self,
+      LabHold.self, LabServe.self, LabProbe.self, LabMatrix.self,
     ])
 }
 

@@ -59,10 +59,12 @@ import Testing
       drift: [(.extra, "chain ip strange"), (.extra, "map ip odd")]),
     Damage(
       command: "flush chain ip sluice postrouting; flush chain ip sluice masquerade-flow; "
-        + "flush chain ip sluice service-source; flush set ip sluice hairpin; delete set ip sluice hairpin",
+        + "flush chain ip sluice service-source; flush chain ip sluice policy-forward; flush chain ip sluice forged; "
+        + "flush set ip sluice hairpin; delete set ip sluice hairpin",
       drift: [
         (.missing, "map ip hairpin"), (.different, "chain ip postrouting"), (.different, "chain ip masquerade-flow"),
-        (.different, "chain ip service-source"),
+        (.different, "chain ip service-source"), (.different, "chain ip policy-forward"),
+        (.different, "chain ip forged"),
       ]),
     Damage(command: "add table ip sluice { flags dormant; }", drift: [(.different, "table ip sluice: dormant")]),
     Damage(command: "delete table ip sluice", drift: [(.missing, "table ip sluice")]),

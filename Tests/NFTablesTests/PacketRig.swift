@@ -175,7 +175,7 @@ final class PacketRig {
 
   // MARK: Building
 
-  private static func writeSettings() throws {
+  static func writeSettings() throws {
     try Sysctl.write("net", "ipv4", "ip_forward", value: 1)
     try Sysctl.write("net", "ipv6", "conf", "all", "forwarding", value: 1)
     try Sysctl.write("net", "ipv6", "conf", "default", "accept_dad", value: 0)
@@ -240,7 +240,7 @@ final class PacketRig {
     return words.indices.dropLast().reduce(0) { $0 + (words[$1] == "packets" ? Int(words[$1 + 1]) ?? 0 : 0) }
   }
 
-  private static func open(_ domain: CInt, _ proto: CInt) throws -> CInt {
+  static func open(_ domain: CInt, _ proto: CInt) throws -> CInt {
     let number = socket(domain, CInt(SOCK_RAW.rawValue) | CInt(SOCK_CLOEXEC.rawValue), proto)
     guard number >= 0 else { throw SystemError(operation: "open raw socket", object: "\(domain)", errno: errno) }
     var size: CInt = 64 << 20
@@ -248,8 +248,8 @@ final class PacketRig {
     return number
   }
 
-  /// Bound to one device; sees and sends whole frames.
-  fileprivate static func packetSocket(interface: Int) throws -> CInt {
+  /// Bound to one device, or with 0 to all of its namespace; sees and sends whole frames.
+  static func packetSocket(interface: Int) throws -> CInt {
     let everything: UInt16 = UInt16(3).bigEndian  // ETH_P_ALL
     let number = try open(AF_PACKET, CInt(everything))
     // struct sockaddr_ll, which Glibc's module does not have.
@@ -285,7 +285,7 @@ final class PacketRig {
     let wanted: Int
     if packet.origin == .host {
       wanted = bytes.count
-      count = sendRaw(bytes, to: packet.destination)
+      count = Self.sendRaw(bytes, to: packet.destination, rawIPv4, rawIPv6)
     } else {
       let from = pod.map { pods[$0] } ?? outside
       let frame = Frames.ethernet(from: mac ?? from.ownMAC, to: from.nodeMAC, packet.destination.family, bytes)
@@ -299,7 +299,10 @@ final class PacketRig {
     return Sent(packet: packet, pod: pod, time: Self.now())
   }
 
-  private func sendRaw(_ bytes: [UInt8], to destination: IPAddress) -> Int {
+  static func sendRaw(
+    _ bytes: [UInt8], to destination: IPAddress, _ rawIPv4: borrowing FileDescriptor,
+    _ rawIPv6: borrowing FileDescriptor
+  ) -> Int {
     var address = [UInt8](repeating: 0, count: destination.family == .v4 ? 16 : 28)
     address.withUnsafeMutableBytes { $0.storeBytes(of: UInt16(destination.family.linuxFamily), as: UInt16.self) }
     let offset = destination.family == .v4 ? 4 : 8

@@ -132,7 +132,7 @@ extension ServiceOutcome {
 extension ServiceOutcome {
   static let kinds =
     ["kept", "masquerade", "to"].map { "translated/\($0)" } + ["untouched/kept", "untouched/masquerade"]
-    + RejectReason.allCases.map(\.rawValue) + DropReason.allCases.map(\.rawValue)
+    + RejectReason.allCases.map(\.rawValue) + DropReason.ofServices.map(\.rawValue)
 
   var kind: String {
     switch self {

@@ -17,6 +17,7 @@ struct PlainReading {
 
   func outcomes(_ packet: Packet) -> Set<ServiceOutcome> {
     if packet.origin == .pod, !isLocalPod(packet.source) { return [.dropped(.forgedSource)] }
+    if packet.origin == .outside, isLocalPod(packet.source) { return [.dropped(.forgedSource)] }
     let ours = state.services.values.filter {
       $0.proxyName == nil && !$0.isHeadless && $0.type != .externalName && !$0.clusterIPs.isEmpty
     }

@@ -78,7 +78,7 @@ struct RandomClusterTests {
         for case .rejected(let reason) in expected { kinds.insert(reason.rawValue) }
       }
     }
-    let all = DropReason.allCases.map(\.rawValue) + RejectReason.allCases.map(\.rawValue)
+    let all = DropReason.ofServices.map(\.rawValue) + RejectReason.allCases.map(\.rawValue)
     #expect(all.filter { !kinds.contains($0) } == [], "every outcome was met; seed \(seed)")
   }
 

@@ -1,0 +1,16 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+/// A package of its own, over links to the targets it measures: it builds in a minute, needs no other package, and the
+/// product needs no library products for it.
+let package = Package(
+  name: "policy-bench",
+  targets: [
+    .target(name: "NetworkTypes"),
+    .target(name: "DataplaneModel", dependencies: ["NetworkTypes"]),
+    .target(name: "KubernetesObjects", dependencies: ["NetworkTypes"]),
+    .target(name: "PolicyCompiler", dependencies: ["DataplaneModel", "KubernetesObjects"]),
+    .executableTarget(name: "policy-bench", dependencies: ["PolicyCompiler"]),
+  ],
+  swiftLanguageModes: [.v6]
+)
