@@ -54,6 +54,7 @@ public struct PolicyCompiler {
   /// Before the first round is through no address has a place: the peers in force come first, so that each class is made
   /// once and takes the number it has in the kernel.
   private var hasStarted = false
+  private var isGathering = false
   private var atoms: [IPFamily: Atoms] = [:]
   private var podRanges: Set<CIDR> = []
   private var blockTables: [IPFamily: BlockTable] = [:]
@@ -94,9 +95,6 @@ public struct PolicyCompiler {
   public var atomCount: Int { blockTables.values.reduce(0) { $0 + $1.atoms.count } }
   /// Subjects that are closed because of the limit, by the policies that select them.
   public var closedSubjects: [[ObjectKey]] { closed.keys.map { $0.policies.map(\.key) } }
-
-  /// Numbers found in the kernel at start that nothing asked for.
-  public mutating func forgetInherited() { classes.forgetInherited() }
 
   // MARK: Compiling
 
@@ -148,8 +146,12 @@ public struct PolicyCompiler {
     finish(work, state, &delta)
     if !hasStarted {
       hasStarted = true
+      // Each address once, when all claims to it are known.
+      isGathering = true
       for key in Set(effect.pods).union(interfacesOfPod.keys) { place(key, state) }
-      for address in nodeAddresses { settle(address, state) }
+      isGathering = false
+      for address in nodeAddresses.union(claims.keys).sorted() { settle(address, state) }
+      classes.forgetInherited()
     }
     let changes = classes.takeChanges()
     for id in fresh.sorted() { compilePairs(of: id, now, tables, &delta) }
@@ -447,7 +449,7 @@ public struct PolicyCompiler {
 
   /// Decides whose an address is: the node's, the local pod's, else the first by name.
   private mutating func settle(_ address: IPAddress, _ state: ClusterState) {
-    guard hasStarted else { return }
+    guard hasStarted, !isGathering else { return }
     let blocks = atoms[address.family]?.blocks(containing: address) ?? []
     if nodeAddresses.contains(address) { return classes.place(address, .node, blocks: blocks) }
     guard let owner = claimant(of: address), let id = placed[owner]?.group, let group = state.group(id) else {

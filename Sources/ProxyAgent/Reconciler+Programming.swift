@@ -27,7 +27,6 @@ extension Reconciler {
       endpoints.values.map { ($0.hostInterface, .some(LocalPod($0))) }
     ) { $1 }
     let policy = policies.compile(everything, endpoints: locals, in: state, tables: tables)
-    policies.forgetInherited()
     _ = policies.takeReusedAddresses()
     clauses.note(policy)
     tables.apply(policy)
