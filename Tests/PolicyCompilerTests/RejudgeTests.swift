@@ -125,6 +125,8 @@ import Testing
     var (needed, idle) = (0, 0)
     for number in 0..<60 {
       var compiled = CompiledWorld(RandomWorld.make(using: &random), linger: .seconds(linger))
+      var owners = Owners()
+      owners.follow(compiled.world)
       for step in 0..<15 {
         let before = compiled
         var next = compiled.world
@@ -221,4 +223,20 @@ extension Pod {
 
   /// What says that two pods are one.
   fileprivate var sandbox: Sandbox { Sandbox(key: key, uid: uid) }
+}
+
+/// The pod that had each address last. Flows of the one before are not those of the next.
+private struct Owners {
+  private var last: [IPAddress: Pod.Sandbox] = [:]
+
+  /// Whether an address has gone from one pod to another, perhaps with time between.
+  @discardableResult
+  mutating func follow(_ world: PolicyWorld) -> Bool {
+    var hasHeir = false
+    for address in Set(world.pods.flatMap(\.podIPs)) {
+      guard let pod = world.pod(at: address) else { continue }
+      if let old = last.updateValue(pod.sandbox, forKey: address), old != pod.sandbox { hasHeir = true }
+    }
+    return hasHeir
+  }
 }
