@@ -2,7 +2,6 @@ import KubernetesObjects
 import NetworkTypes
 import Testing
 
-
 @testable import PolicyWorlds
 
 /// A TCP or UDP flow of which a test writes both ends.

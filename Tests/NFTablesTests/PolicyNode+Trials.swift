@@ -3,7 +3,6 @@ import KubernetesObjects
 import NetworkTypes
 import Testing
 
-
 @testable import PolicyWorlds
 
 /// One packet, and where it has to arrive.
