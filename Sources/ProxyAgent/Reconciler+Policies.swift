@@ -12,6 +12,8 @@ extension Reconciler {
     let counters = try engine.counters()
     // Who looks does not count as work: the metrics of that tell what changes cost.
     _ = engine.takeReport()
+    // What the listing took goes back to the kernel at once: scrapes must not raise what the agent holds.
+    clinux_malloc_trim()
     let names = PolicyTotals(counters) { key in
       // What is in force has a meaning even if it is older than anybody remembers.
       clauses.meaning(of: key)
