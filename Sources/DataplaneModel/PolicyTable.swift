@@ -173,10 +173,13 @@ public struct RuleReference: Sendable, Hashable, Comparable, CustomStringConvert
   public var description: String { "\(policy) rule \(index)" }
 }
 
-/// Number of an attribution, derived from its content.
+/// Number of an attribution, derived from its content. The lowest bit is the direction: who reads counters from the kernel
+/// knows it without tables.
 public struct AttributionID: Sendable, Hashable, Comparable, CustomStringConvertible {
   public let rawValue: UInt32
   public init(rawValue: UInt32) { self.rawValue = rawValue }
+  public static func lowestBit(of direction: PolicyDirection) -> UInt32 { direction == .egress ? 1 : 0 }
+  public var direction: PolicyDirection { rawValue & 1 == 1 ? .egress : .ingress }
   public static func < (left: Self, right: Self) -> Bool { left.rawValue < right.rawValue }
   public var description: String { "\(rawValue)" }
 }

@@ -163,7 +163,7 @@ extension CounterLedger.Source {
     else { return nil }
     let key = ClauseKey(AttributionID(rawValue: attribution), clause)
     self = .clause(
-      family, key, denies: clause.isAllowed ? nil : PolicyDirection.allCases.first { verdict == .goto("deny-\($0)") })
+      family, key, denies: verdict == .continue && !clause.isAllowed ? key.attribution.direction : nil)
   }
 }
 

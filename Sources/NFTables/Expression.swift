@@ -38,6 +38,8 @@ enum ConntrackKey: UInt32, Sendable {
 
 enum Verdict: Sendable, Hashable, CustomStringConvertible {
   case accept, drop, `return`
+  /// On with the rule in which the verdict was looked up.
+  case `continue`
   case jump(String)
   case goto(String)
 
@@ -45,6 +47,7 @@ enum Verdict: Sendable, Hashable, CustomStringConvertible {
     switch self {
     case .accept: 1
     case .drop: 0
+    case .continue: -1
     case .jump: -3
     case .goto: -4
     case .return: -5
@@ -61,6 +64,7 @@ enum Verdict: Sendable, Hashable, CustomStringConvertible {
     case .accept: "accept"
     case .drop: "drop"
     case .return: "return"
+    case .continue: "continue"
     case .jump(let chain): "jump \(chain)"
     case .goto(let chain): "goto \(chain)"
     }

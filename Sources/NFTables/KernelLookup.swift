@@ -109,7 +109,7 @@ extension NFTablesEngine {
       switch verdict {
       case .return, .accept: true
       case .goto(let chain), .jump(let chain): chain.hasPrefix("audit-")
-      case .drop: false
+      case .drop, .continue: false
       }
     return KernelDecision(
       .decided(

@@ -32,8 +32,6 @@ struct PolicyLayout: Sendable, Hashable {
     return UInt32(text[sign.upperBound...].prefix { $0.isHexDigit }, radix: 16)
   }
 
-  /// Chains whose rules name the revision.
-  static let revisionChains = ["current-flows", "stamp-flow"]
 }
 
 /// Policy's chains. Every packet of a flow whose mark has the current revision is accepted at once; any other is judged:
@@ -68,7 +66,7 @@ extension Layout {
   var policyChains: [ChainSpec] {
     var chains = [
       ChainSpec(name: "current-flows", rules: [currentFlowRule]),
-      ChainSpec(name: "stamp-flow", rules: [stampRule]),
+      stampChain,
       ChainSpec(name: "drop-unknown-endpoint", rules: [dropRule(.unknownEndpoint)]),
       ChainSpec(name: "drop-no-verdict", rules: [dropRule(.noVerdict)]),
     ]
@@ -146,16 +144,21 @@ extension Layout {
 
   // MARK: Revisions
 
+  /// Finds the revision in a set: a rule with a verdict that changed would cost what there is (see `clauseEntries`).
   private var currentFlowRule: RuleSpec {
-    let wanted = policy.keepsEstablished ? 0 : policy.revision
-    return RuleSpec(
+    RuleSpec(
       comment: "flows that the tables have judged as they are",
       expressions: state(State.established) + [
         .conntrack(.mark, original: false, to: Register(0)), .and(Register(0), mask: policy.markMask),
-        .compare(Register(0), equal: !policy.keepsEstablished, withUnsafeBytes(of: wanted) { Array($0) }),
+        policy.keepsEstablished
+          ? .compare(Register(0), equal: false, [0, 0, 0, 0])
+          : .lookup(.revision, key: Register(0), to: nil, inverted: false),
         .verdict(.accept),
       ])
   }
+
+  /// The one rule that changes with each revision.
+  var stampChain: ChainSpec { ChainSpec(name: "stamp-flow", rules: [stampRule]) }
 
   private var stampRule: RuleSpec {
     RuleSpec(
@@ -193,7 +196,10 @@ extension Layout {
     return [unrestricted, peerIsGone]
       + Path.all.map { path in
         RuleSpec(
-          comment: path.comment, expressions: clause(side, path) + [.verdictLookup(.verdicts, key: Register(10))])
+          comment: path.comment,
+          expressions: clause(side, path) + [
+            .verdictLookup(.verdicts, key: Register(10)), .verdict(.goto("deny-\(side.direction)")),
+          ])
       } + [known, rest]
   }
 

@@ -37,6 +37,7 @@ extension MapEntry {
       out.append(table)
       out.append(range.first)
     case .blockTable: out.append(UInt32(0))
+    case .revision(_, let revision): out.append(revision)
     case .pair(_, _, let first, let second, _), .clause(_, let first, let second, _):
       out.append(first)
       out.append(second)
@@ -135,6 +136,7 @@ extension MapEntry {
     case .dispatch, .remoteDispatch, .balancers, .remoteBalancers:
       return verdict.map { .verdict(family, map, code: reader.number(), $0) }
     case .affinity: return nil
+    case .revision: return .revision(family, reader.number())
     case .ownAddresses: return reader.address(family).map { .address(map, $0) }
     case .podRanges: return range(family, first: key, end: end).map { .range(map, $0) }
     case .verdicts:

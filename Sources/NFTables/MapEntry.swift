@@ -35,6 +35,7 @@ enum MapEntry: Sendable, Hashable {
   case portRange(IPFamily, set: UInt32, ClosedRange<PortKey>, clause: UInt32)
   case clause(IPFamily, attribution: UInt32, clause: UInt32, Verdict)
   case podSource(String, MACAddress, IPAddress)
+  case revision(IPFamily, UInt32)
   case verdict(IPFamily, MapName, code: UInt32, Verdict)
   /// Something in one of our maps that we never put there.
   case foreign(IPFamily, MapName, key: [UInt8])
@@ -57,6 +58,7 @@ enum MapEntry: Sendable, Hashable {
     case .sourceRange: .sourceRanges
     case .interface: .localInterfaces
     case .podSource: .podSources
+    case .revision: .revision
     }
   }
 
@@ -68,7 +70,7 @@ enum MapEntry: Sendable, Hashable {
     case .set(let family, _, _), .stickySlot(let family, _, _, _), .interface(let family, _),
       .verdict(let family, _, _, _), .foreign(let family, _, _), .subject(let family, _, _, _),
       .blockTable(let family, _), .pair(let family, _, _, _, _), .port(let family, _, _, _),
-      .portRange(let family, _, _, _), .clause(let family, _, _, _):
+      .portRange(let family, _, _, _), .clause(let family, _, _, _), .revision(let family, _):
       family
     case .backend(_, _, let backend), .stickyBackend(_, _, let backend): backend.address.family
     case .range(_, let range), .sourceRange(_, let range), .block(_, let range, _): range.first.family
@@ -136,7 +138,7 @@ extension MapEntry: CustomStringConvertible {
       case .subject(_, _, let name, let subject): "\"\(name)\" : \(hex(subject))"
       case .identity(let address, let identity): "\(address) : \(identity)"
       case .block(let table, let range, let identity): "\(hex(table)) . \(range) : \(identity)"
-      case .blockTable(_, let table): hex(table)
+      case .blockTable(_, let number), .revision(_, let number): hex(number)
       case .pair(_, _, let first, let second, let value): "\(hex(first)) . \(hex(second)) : \(hex(value))"
       case .port(_, let set, let port, let clause): "\(hex(set)) . \(port) : \(hex(clause))"
       case .portRange(_, let set, let range, let clause):

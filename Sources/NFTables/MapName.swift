@@ -41,6 +41,8 @@ enum MapName: String, Sendable, Hashable, CaseIterable {
   case blocks
   case blockTable = "block-table"
   case podRanges = "pod-ranges"
+  /// The revision in the marks of flows that have been judged by the tables as they are; one element.
+  case revision
   /// (Subject, identity) -> port set, and -> attribution.
   case pairs
   case attributions
@@ -121,10 +123,12 @@ struct MapSpec: Sendable, Hashable {
       case .ports: keyed(12, [.mark, .l4Protocol, .service], mark)
       case .portRanges: keyed(12, [.integer], mark)
       case .verdicts: keyed(8, [.mark, .mark], .verdict)
+      case .revision: keyed(4, [.mark], .none)
       }
     switch name {
     case .localInterfaces, .sets, .backends, .stickySlots, .stickyBackends, .dispatch, .remoteDispatch, .balancers,
-      .remoteBalancers, .egressSubjects, .ingressSubjects, .blockTable, .pairs, .attributions, .clauseLabels, .verdicts:
+      .remoteBalancers, .egressSubjects, .ingressSubjects, .blockTable, .pairs, .attributions, .clauseLabels, .verdicts,
+      .revision:
       keyByteOrder = 1
     default: break
     }

@@ -79,6 +79,7 @@ public struct NFTablesEngine: DataplaneEngine {
     for family in IPFamily.allCases {
       let kernel = try connection.readTable(family)
       adoptRevision(kernel, family)
+      planner.revisions[family] = layout(family).policy.revision
       var (structure, leftOver): ([Operation], [Operation]) = ([], [])
       let adopted = compareStructure(kernel, family, tables, &structure, &leftOver, &drift)
       deferred.add(leftOver)
@@ -196,6 +197,7 @@ public struct NFTablesEngine: DataplaneEngine {
         var (structure, leftOver): ([Operation], [Operation]) = ([], [])
         let kernel = try connection.readTable(family)
         if policies[family] == nil { adoptRevision(kernel, family) }
+        planner.revisions[family] = layout(family).policy.revision
         let adopted = compareStructure(kernel, family, tables, &structure, &leftOver, &drift)
         for map in MapName.inDependencyOrder where adopted.contains(map) {
           let differences = try differences(map, family, tables, isAdopted: true)
@@ -359,14 +361,16 @@ public struct NFTablesEngine: DataplaneEngine {
     policies[family] = PolicyLayout(markMask: markMask, revision: revision, keepsEstablished: keepsEstablished)
   }
 
-  /// Every flow is judged again at its next packet: two rules name the next revision.
+  /// Every flow is judged again at its next packet.
   private mutating func judgeAnew() -> [Operation] {
     var operations: [Operation] = []
     for family in IPFamily.allCases {
       policies[family] = layout(family).policy.next
-      for chain in layout(family).chains where PolicyLayout.revisionChains.contains(chain.name) {
-        operations.append(.replaceRules(family, chain))
+      let revision = layout(family).policy.revision
+      if let old = planner.revisions.updateValue(revision, forKey: family) {
+        operations.append(.delete(.revision(family, old)))
       }
+      operations += [.add(.revision(family, revision)), .replaceRules(family, layout(family).stampChain)]
     }
     return operations
   }

@@ -60,6 +60,19 @@ struct Plan: Sendable, Equatable {
     }
   }
 
+  /// Changes what stands under one key.
+  mutating func replace(_ old: MapEntry?, with new: MapEntry?) {
+    guard old != new else { return }
+    switch (old, new) {
+    case (let old?, let new?):
+      now.append(.delete(old))
+      now.append(.add(new))
+    case (let old?, nil): remove(old)
+    case (nil, let new?): add(new)
+    case (nil, nil): break
+    }
+  }
+
   /// Removes an element whose key does not come back.
   mutating func remove(_ entry: MapEntry) {
     switch entry.map {
@@ -75,7 +88,7 @@ extension MapName {
   /// All maps, each behind those it leads to: filled in this order, a packet meets a frontend last.
   static let inDependencyOrder: [MapName] = [
     .podSources, .hairpin, .clusterRanges, .ownAddresses, .clauseLabels, .verdicts, .portRanges, .ports,
-    .attributions, .pairs, .blocks, .podRanges, .blockTable, .identities, .egressSubjects, .ingressSubjects,
+    .attributions, .pairs, .blocks, .podRanges, .blockTable, .identities, .revision, .egressSubjects, .ingressSubjects,
     .localInterfaces, .sourceRanges, .dispatch, .remoteDispatch, .balancers,
     .remoteBalancers, .backends, .stickySlots, .stickyBackends, .sets, .guarded, .remoteFrontends, .frontends,
     .serviceAddresses, .otherAddresses, .serviceRanges,
@@ -128,11 +141,7 @@ struct EntryChanges {
     for (key, entry) in added {
       let old = removed.removeValue(forKey: key)
       guard old != entry else { continue }
-      if let old {
-        plan.now += [.delete(old), .add(entry)]
-      } else {
-        plan.add(entry)
-      }
+      plan.replace(old, with: entry)
     }
     for entry in removed.values { plan.remove(entry) }
   }

@@ -20,13 +20,17 @@ extension Planner {
           with: Self.clauseEntries(key, change.new, direction, family))
       }
     }
+    // Straight into the plan, not through `changes`: nothing else has their keys, and a split has 100,000 of them.
     for (key, change) in delta.pairs {
-      changes.replace(Self.pairEntries(key, change.old), with: Self.pairEntries(key, change.new))
+      // The same elements, in the same order, of both.
+      let (old, new) = (Self.pairEntries(key, change.old), Self.pairEntries(key, change.new))
+      for index in 0..<max(old.count, new.count) {
+        plan.replace(index < old.count ? old[index] : nil, with: index < new.count ? new[index] : nil)
+      }
     }
     for (address, change) in delta.identities {
-      changes.replace(
-        change.old.map { [.identity(address, $0.rawValue)] } ?? [],
-        with: change.new.map { [.identity(address, $0.rawValue)] } ?? [])
+      plan.replace(
+        change.old.map { .identity(address, $0.rawValue) }, with: change.new.map { .identity(address, $0.rawValue) })
     }
     for (family, change) in delta.blocks {
       changes.replace(Self.blockEntries(change.old, family), with: Self.blockEntries(change.new, family))
@@ -69,7 +73,9 @@ extension Planner {
     let verdict: Verdict =
       switch key.clause.kind {
       case .allow, .notIsolated: .return
-      case .defaultDeny, .overLimit: .goto("deny-\(direction)")
+      // Not `goto`: at each element that leads to a chain, the kernel walks all rules and all elements of every verdict map
+      // (nft_table_validate), so that a policy would cost what all others are.
+      case .defaultDeny, .overLimit: .continue
       case .auditDeny: .goto("audit-\(direction)")
       }
     let (attribution, clause) = (key.attribution.rawValue, key.clause.rawValue)
@@ -115,6 +121,8 @@ extension Planner {
       }
     case .blocks, .blockTable:
       for entry in Self.blockEntries(tables.identities.blocks[family], family) where entry.map == map { body(entry) }
+    case .revision:
+      if let revision = revisions[family] { body(.revision(family, revision)) }
     case .podRanges:
       for entry in rangeEntries(map, tables.identities.podRanges) where entry.family == family { body(entry) }
     case .ownAddresses:

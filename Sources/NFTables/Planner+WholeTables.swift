@@ -42,7 +42,7 @@ extension Planner {
       for entry in clusterRangeEntries(tables.node.clusterRanges) where entry.family == family { body(entry) }
     case .sourceRanges: rangeLists.forEachEntry(family, body)
     case .ownAddresses, .egressSubjects, .ingressSubjects, .identities, .blocks, .blockTable, .podRanges, .pairs,
-      .attributions, .ports, .portRanges, .verdicts, .clauseLabels:
+      .attributions, .ports, .portRanges, .verdicts, .clauseLabels, .revision:
       forEachPolicyEntry(map, family, of: tables, body)
     case .localInterfaces, .podSources, .hairpin:
       for entry in Self.constantEntries(family) where entry.map == map { body(entry) }

@@ -5,6 +5,8 @@ import NetworkTypes
 struct Planner: Sendable {
   var chainUses: [ChainUse: Int] = [:]
   var rangeLists = RangeLists()
+  /// The engine's, not the tables'.
+  var revisions: [IPFamily: UInt32] = [:]
 
   init() {}
 

@@ -20,6 +20,7 @@ extension NFTablesEngine {
     [
       MapName.localInterfaces, .podSources, .hairpin, .ownAddresses, .egressSubjects, .ingressSubjects, .identities,
       .blocks, .blockTable, .podRanges, .pairs, .attributions, .ports, .portRanges, .verdicts, .clauseLabels,
+      .revision,
     ].map(\.rawValue))
 
   private static let policyChains: Set<String> = Set(

@@ -225,6 +225,7 @@ struct KernelElement {
         switch code {
         case 0: .drop
         case 1: .accept
+        case -1: .continue
         case -3: .jump(chain)
         case -4: .goto(chain)
         case -5: .return

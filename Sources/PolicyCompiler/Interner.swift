@@ -10,8 +10,11 @@ struct Interner<Value: Hashable & Sendable> {
 
   func number(of value: Value) -> UInt32? { entries[value]?.number }
 
+  /// - Parameter lowestBit: what the number's lowest bit is to be; nil: it is as any other.
   /// - Returns: the value's number, and whether this is its first use.
-  mutating func retain(_ value: Value, hash: (Value, inout ContentHash) -> Void) -> (number: UInt32, isNew: Bool) {
+  mutating func retain(
+    _ value: Value, lowestBit: UInt32? = nil, hash: (Value, inout ContentHash) -> Void
+  ) -> (number: UInt32, isNew: Bool) {
     if let known = entries[value] {
       entries[value] = (known.number, known.uses + 1)
       return (known.number, false)
@@ -19,7 +22,8 @@ struct Interner<Value: Hashable & Sendable> {
     var content = ContentHash()
     hash(value, &content)
     var number = content.number
-    while number == 0 || taken.contains(number) { number &+= 1 }
+    if let lowestBit { number = number & ~1 | lowestBit }
+    while number <= 1 || taken.contains(number) { number &+= lowestBit == nil ? 1 : 2 }
     taken.insert(number)
     entries[value] = (number, 1)
     return (number, true)

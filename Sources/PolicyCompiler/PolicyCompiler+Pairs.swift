@@ -21,7 +21,9 @@ struct PairValues {
       }
     }
     let (set, isNewSet) = portSets.retain(ports) { $0.add(to: &$1) }
-    let (by, isNewAttribution) = attributions.retain(attribution) { $0.add(to: &$1) }
+    let (by, isNewAttribution) = attributions.retain(
+      attribution, lowestBit: AttributionID.lowestBit(of: attribution.direction)
+    ) { $0.add(to: &$1) }
     let value = PairValue(portSet: PortSetID(rawValue: set), attribution: AttributionID(rawValue: by))
     uses[value] = 1
     contents[value] = (ports, attribution)

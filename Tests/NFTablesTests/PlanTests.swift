@@ -271,6 +271,28 @@ import Testing
     }
   }
 
+  /// What makes nf_tables walk through all rules and all elements of every verdict map: an element that leads to a chain,
+  /// and a rule that ends in a verdict.
+  @Test("neither an enforced policy nor a new revision makes the kernel validate its tables")
+  func validation() {
+    for clause in [Clause(.defaultDeny), Clause(.overLimit), Clause(.notIsolated), Clause(.allow, 3)] {
+      let key = ClauseKey(AttributionID(rawValue: 6), clause)
+      let entries = PolicyDirection.allCases.flatMap { Planner.clauseEntries(key, 1, $0, .v4) }
+      #expect(entries.contains { $0.verdict != nil } && entries.allSatisfy { $0.verdict?.chain == nil }, "\(entries)")
+    }
+    let layout = Layout(family: .v4, internalAddress: nil, policy: PolicyLayout(revision: 0x5000))
+    let changing = layout.chains.filter { chain in
+      !Layout(family: .v4, internalAddress: nil, policy: layout.policy.next).chains.contains(chain)
+    }
+    #expect(changing.map(\.name) == ["stamp-flow"])
+    for expression in changing.flatMap(\.rules).flatMap(\.expressions) {
+      switch expression {
+      case .verdict, .verdictLookup, .lookup: Issue.record("\(expression)")
+      default: break
+      }
+    }
+  }
+
   @Test("a thousand Services of three sizes have the chains and rules of thirty")
   func constantRules() throws {
     try inNode { findings in

@@ -10,7 +10,12 @@ let package = Package(
     .target(name: "DataplaneModel", dependencies: ["NetworkTypes"]),
     .target(name: "KubernetesObjects", dependencies: ["NetworkTypes"]),
     .target(name: "PolicyCompiler", dependencies: ["DataplaneModel", "KubernetesObjects"]),
-    .executableTarget(name: "policy-bench", dependencies: ["PolicyCompiler"]),
+    .target(name: "CLinux"),
+    .systemLibrary(name: "CLibMNL", pkgConfig: "libmnl"),
+    .systemLibrary(name: "CLibNFTNL", pkgConfig: "libnftnl"),
+    .target(name: "Netlink", dependencies: ["NetworkTypes", "CLinux"]),
+    .target(name: "NFTables", dependencies: ["DataplaneModel", "Netlink", "CLinux", "CLibMNL", "CLibNFTNL"]),
+    .executableTarget(name: "policy-bench", dependencies: ["PolicyCompiler", "NFTables"]),
   ],
   swiftLanguageModes: [.v6]
 )

@@ -30,11 +30,23 @@ enum Report {
     line(name, "\(milliseconds(time)) ms, \(size(delta))")
   }
 
+  static func line(_ name: String, _ time: Agent.Times, _ delta: TableDelta) {
+    line(
+      name,
+      "compile \(milliseconds(time.compile)), kernel \(milliseconds(time.kernel)), other \(milliseconds(time.other)), "
+        + "in all \(milliseconds(time.total)) ms, \(size(delta))")
+  }
+
   /// Median and 99th percentile.
-  static func line(_ name: String, _ times: [Duration], _ delta: TableDelta) {
-    let sorted = times.sorted()
-    let (half, most) = (sorted[sorted.count / 2], sorted[sorted.count * 99 / 100])
-    line(name, "p50 \(milliseconds(half)) ms, p99 \(milliseconds(most)) ms of \(times.count), \(size(delta))")
+  static func line(_ name: String, _ times: [Agent.Times], _ delta: TableDelta) {
+    func spread(_ part: (Agent.Times) -> Duration) -> String {
+      let sorted = times.map(part).sorted()
+      return "\(milliseconds(sorted[sorted.count / 2])) / \(milliseconds(sorted[sorted.count * 99 / 100]))"
+    }
+    line(
+      name,
+      "compile \(spread(\.compile)), kernel \(spread(\.kernel)), in all \(spread(\.total)), later \(spread(\.removals)) ms "
+        + "of \(times.count), \(size(delta))")
   }
 
   /// With three digits behind the point below ten, else one.
