@@ -92,20 +92,21 @@ extension Layout {
           RuleSpec(comment: "to a pod", expressions: local(.outputName) + [.verdict(.jump("ingress"))]),
           RuleSpec(comment: "judged", expressions: [.verdict(.goto("stamp-flow"))]),
         ]))
-    let settled =
-      [RuleSpec(comment: "judged already", expressions: [.verdict(.jump("current-flows"))])]
-      + [
-        RuleSpec(
-          comment: "errors of a flow",
-          expressions: state(State.related) + [
-            .meta(.l4Protocol, to: Register(0)),
-            .compare(Register(0), equal: true, [family == .v4 ? 1 : 58]), .verdict(.accept),
-          ])
-      ]
+    let judged = RuleSpec(comment: "judged already", expressions: [.verdict(.jump("current-flows"))])
+    // The mark is the flow's. Flows between this node and its pods have one only where a pod began them.
+    func errors(_ of: [Expression]) -> RuleSpec {
+      RuleSpec(
+        comment: "errors of a flow",
+        expressions: state(State.related) + of + [
+          .meta(.l4Protocol, to: Register(0)),
+          .compare(Register(0), equal: true, [family == .v4 ? 1 : 58]), .verdict(.accept),
+        ])
+    }
+    let settled = [judged, errors([])]
     chains.append(
       ChainSpec(
         name: "policy-forward", hook: HookSpec(kind: .filter, hook: 2, priority: 0),
-        rules: settled + [
+        rules: [judged, errors(judgedOnce)] + [
           RuleSpec(
             comment: "a pod to itself",
             expressions: [
@@ -266,7 +267,7 @@ extension Layout {
     let end: [Expression] = isAudit ? restoreMark + [.verdict(.return)] : [.counter, .verdict(.drop)]
     let unstamp = RuleSpec(
       comment: "what is in force denies it",
-      expressions: state(State.established) + judgedOnce + [
+      expressions: judgedOnce + [
         .conntrack(.mark, original: false, to: Register(0)), .and(Register(0), mask: ~policy.markMask),
         .setConntrackMark(from: Register(0)),
       ])

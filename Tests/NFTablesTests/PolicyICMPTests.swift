@@ -199,4 +199,28 @@ import Testing
       }
     }
   }
+
+  @Test("errors of a flow that a policy has ended since do not pass", arguments: IPFamily.allCases)
+  func errorsOfEndedFlows(family: IPFamily) throws {
+    try inNode { findings in
+      var node = try PolicyNode(try PolicyScene([:]).world)
+      for (from, to) in [("bank/web", "shop/api"), ("shop/web", "bank/web")] {
+        let flow = node.trial(from, to, .udp(53), family, arrives: true)
+        guard let receiver = flow.to else { continue }
+        func error(passes: Bool) -> PolicyTrial {
+          PolicyTrial(
+            "error of \(to) to \(from)", Self.error(about: flow.packet, from: flow.packet.destination),
+            from: receiver, to: passes ? flow.from : nil)
+        }
+        try node.check([flow], &findings)
+        try node.check([error(passes: true)], &findings)
+        try node.apply(node.changes(to: try PolicyScene(["deny": Self.denyAll]).world))
+        var ended = flow
+        ended.to = nil
+        try node.check([ended], &findings)
+        try node.check([error(passes: false)], &findings)
+        try node.apply(node.changes(to: try PolicyScene([:]).world))
+      }
+    }
+  }
 }

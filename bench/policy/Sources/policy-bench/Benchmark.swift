@@ -190,8 +190,9 @@ struct Benchmark {
     block.except.removeLast()
     let smaller = BigCluster.policy(
       policy.key.name, in: cluster.namespaceCount - 10, egress: [NetworkPolicyRule(peers: [.ipBlock(block)])])
-    try measure("one of them loses an except", count: 5, { _ in [.upsert(.networkPolicy(smaller))] }, "and has it again") {
-      _ in
+    try measure(
+      "one of them loses an except", count: 5, { _ in [.upsert(.networkPolicy(smaller))] }, "and has it again"
+    ) { _ in
       [.upsert(.networkPolicy(policy))]
     }
     Report.line("memory with them", Report.memory())
