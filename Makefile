@@ -34,7 +34,7 @@ lab-test: build ## Tests that run the built programs in labs.
 	@scripts/lab-test
 
 format: ## Rewrite the sources in the project's format.
-	@swift format --in-place --recursive --parallel Package.swift Sources Tests
+	@swift format --in-place --recursive --parallel Package.swift Sources Plugins Tests
 
 install: build ## Install the programs (PREFIX, CNI_BIN, DESTDIR).
 	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" CNI_BIN="$(CNI_BIN)" scripts/install

@@ -28,6 +28,7 @@ let package = Package(
     .target(name: "CLinux"),
     .systemLibrary(name: "CLibMNL", pkgConfig: "libmnl", providers: [.apt(["libmnl-dev"])]),
     .systemLibrary(name: "CLibNFTNL", pkgConfig: "libnftnl", providers: [.apt(["libnftnl-dev"])]),
+    .systemLibrary(name: "CLibBPF", pkgConfig: "libbpf", providers: [.apt(["libbpf-dev"])]),
 
     // free of Foundation
     .target(name: "NetworkTypes", swiftSettings: strict),
@@ -49,6 +50,12 @@ let package = Package(
     // engines
     .target(
       name: "NFTables", dependencies: ["DataplaneModel", "Netlink", "CLinux", "CLibMNL", "CLibNFTNL"],
+      swiftSettings: strict),
+
+    .plugin(name: "CompileBPF", capability: .buildTool()),
+    .target(name: "BPFPrograms", swiftSettings: strict, plugins: ["CompileBPF"]),
+    .target(
+      name: "BPFLoader", dependencies: ["DataplaneModel", "Netlink", "CLinux", "CLibBPF", "BPFPrograms"],
       swiftSettings: strict),
 
     // programs
@@ -97,6 +104,12 @@ let package = Package(
       dependencies: [
         "NFTables", "DataplaneModel", "Netlink", "KubernetesObjects", "ServiceCompiler", "PolicyCompiler",
         "PolicyWorlds", "ClusterSource", "LocalAPI",
+      ],
+      swiftSettings: strict),
+    .testTarget(
+      name: "BPFLoaderTests",
+      dependencies: [
+        "BPFLoader", "BPFPrograms", "CLibBPF", "CLinux", "DataplaneModel", "Lab", "Netlink", "NetworkTypes",
       ],
       swiftSettings: strict),
     .testTarget(

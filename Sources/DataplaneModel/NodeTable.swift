@@ -9,8 +9,14 @@ public struct LocalEndpoint: Sendable, Hashable {
   public var addresses: [IPAddress]
   /// What policy says about it; nil: not known yet, nothing gets in or out.
   public var subjects: Subjects?
+  /// The kernel's number of the pod's network namespace, by which its sockets are known; nil: not known.
+  public var netnsCookie: UInt64?
 
-  public init(interface: String, mac: MACAddress, addresses: [IPAddress], subjects: Subjects? = .unrestricted) {
+  public init(
+    interface: String, mac: MACAddress, addresses: [IPAddress], subjects: Subjects? = .unrestricted,
+    netnsCookie: UInt64? = nil
+  ) {
+    self.netnsCookie = netnsCookie
     self.interface = interface
     self.mac = mac
     self.addresses = addresses

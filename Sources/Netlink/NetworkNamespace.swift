@@ -31,6 +31,11 @@ public struct NetworkNamespace: Sendable, Hashable, CustomStringConvertible {
     return try SystemCalls.inode(of: descriptor.number, path: path)
   }
 
+  /// The kernel's number for it, never used again until the next boot: how BPF programs know a socket's namespace.
+  public func cookie() throws -> UInt64 {
+    try run { try SystemCalls.namespaceCookie() }
+  }
+
   /// Runs `body` inside, on a thread of its own, and waits for it; with `mountNamespace` (a path) inside that as well,
   /// so that it sees that namespace's files.
   public func run<Result: Sendable>(

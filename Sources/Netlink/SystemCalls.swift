@@ -50,6 +50,21 @@ enum SystemCalls {
     _ = try retrying("unmount", path) { umount2(path, CInt(MNT_DETACH) | 8) }  // 8: UMOUNT_NOFOLLOW
   }
 
+  /// Of the calling thread's network namespace. Since Linux 5.14.
+  static func namespaceCookie() throws(SystemError) -> UInt64 {
+    let descriptor = try retrying("open socket", "for a namespace cookie") {
+      socket(AF_UNIX, CInt(SOCK_DGRAM.rawValue) | CInt(SOCK_CLOEXEC.rawValue), 0)
+    }
+    defer { close(descriptor) }
+    var cookie: UInt64 = 0
+    var length = socklen_t(MemoryLayout<UInt64>.size)
+    let option: CInt = 71  // SO_NETNS_COOKIE, asm-generic/socket.h
+    _ = try retrying("ask for", "the network namespace's cookie") {
+      getsockopt(descriptor, SOL_SOCKET, option, &cookie, &length)
+    }
+    return cookie
+  }
+
   static func netlinkSocket(_ number: CInt) throws(SystemError) -> CInt {
     try retrying("open netlink socket", "protocol \(number)") {
       socket(AF_NETLINK, CInt(SOCK_RAW.rawValue) | CInt(SOCK_CLOEXEC.rawValue), number)

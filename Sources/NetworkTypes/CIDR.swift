@@ -81,6 +81,24 @@ public struct AddressRange: Sendable, Hashable, Comparable, CustomStringConverti
     address.family == first.family && first <= address && address <= last
   }
 
+  /// The fewest prefixes that have the same addresses, in order: what a kernel prefix trie wants.
+  public var prefixes: [CIDR] {
+    var prefixes: [CIDR] = []
+    var next = first.number
+    while true {
+      // As large as its start is aligned to, and as fits.
+      let rest = last.number - next
+      var bits = min(next == 0 ? first.family.addressBits : next.trailingZeroBitCount, first.family.addressBits)
+      while bits > 0, bits < 128 ? rest < (UInt128(1) << bits) - 1 : rest < .max { bits -= 1 }
+      guard let address = IPAddress(family: first.family, number: next),
+        let prefix = CIDR(address, prefixLength: first.family.addressBits - bits)
+      else { return prefixes }
+      prefixes.append(prefix)
+      guard prefix.last < last else { return prefixes }
+      next = prefix.last.number + 1
+    }
+  }
+
   /// The same addresses as disjoint, sorted, non-adjacent ranges: what a kernel interval set wants.
   public static func merging(_ ranges: [AddressRange]) -> [AddressRange] {
     var merged: [AddressRange] = []

@@ -1,0 +1,136 @@
+import CLibBPF
+import Glibc
+import Netlink
+
+/// A key or a value as the kernel holds it: a C structure of bpf/include/tables.h, byte for byte.
+public protocol MapLayout: BitwiseCopyable, Sendable, Hashable {
+  init()
+}
+
+extension UInt32: MapLayout {}
+extension UInt64: MapLayout {}
+
+/// One map of the kernel, with keys and values of known layout.
+public struct BPFMap<Key: MapLayout, Value: MapLayout>: ~Copyable, Sendable {
+  public let name: String
+  private let descriptor: FileDescriptor
+
+  /// - Throws: where the kernel's key or value has another size.
+  init(_ name: String, owning descriptor: consuming FileDescriptor) throws(BPFError) {
+    let info = try MapInfo(descriptor.number, name)
+    guard info.keySize == MemoryLayout<Key>.stride, info.valueSize == MemoryLayout<Value>.stride else {
+      throw BPFError(
+        operation: "open map", object: name, errno: EINVAL,
+        detail: "its key has \(info.keySize) bytes and its value \(info.valueSize); ours have "
+          + "\(MemoryLayout<Key>.stride) and \(MemoryLayout<Value>.stride)")
+    }
+    self.name = name
+    self.descriptor = descriptor
+  }
+
+  /// Most elements it can have.
+  public var capacity: Int {
+    get throws(BPFError) { try MapInfo(descriptor.number, name).maximum }
+  }
+
+  public subscript(key: Key) -> Value? {
+    get throws(BPFError) {
+      var value = Value()
+      let result = withUnsafePointer(to: key) { bpf_map_lookup_elem(descriptor.number, $0, &value) }
+      if result == -ENOENT { return nil }
+      try check("look up in", name) { result }
+      return value
+    }
+  }
+
+  public func set(_ key: Key, _ value: Value) throws(BPFError) {
+    try check("write to", name) {
+      withUnsafePointer(to: key) { key in
+        withUnsafePointer(to: value) { bpf_map_update_elem(descriptor.number, key, $0, UInt64(BPF_ANY)) }
+      }
+    }
+  }
+
+  /// - Returns: whether it was there.
+  @discardableResult
+  public func remove(_ key: Key) throws(BPFError) -> Bool {
+    let result = withUnsafePointer(to: key) { bpf_map_delete_elem(descriptor.number, $0) }
+    if result == -ENOENT { return false }
+    try check("delete from", name) { result }
+    return true
+  }
+
+  /// Writes many at once: half the time of one by one.
+  public func set(_ elements: [(key: Key, value: Value)]) throws(BPFError) {
+    guard elements.count > 1 else {
+      for element in elements { try set(element.key, element.value) }
+      return
+    }
+    let (keys, values) = (elements.map(\.key), elements.map(\.value))
+    var done = 0
+    while done < elements.count {
+      var count = UInt32(elements.count - done)
+      var options = bpf_map_batch_opts()
+      options.sz = MemoryLayout<bpf_map_batch_opts>.size
+      let result = keys.withUnsafeBufferPointer { keys in
+        values.withUnsafeBufferPointer { values in
+          bpf_map_update_batch(
+            descriptor.number, keys.baseAddress?.advanced(by: done), values.baseAddress?.advanced(by: done), &count,
+            &options)
+        }
+      }
+      // The kernel has written `count` of them, whatever it answers.
+      done += Int(count)
+      if result < 0, result != -EINTR, result != -EAGAIN {
+        // LPM tries learned it in 5.19 only.
+        guard result == -524 || result == -EINVAL || result == -EOPNOTSUPP else {
+          throw BPFError(operation: "write \(elements.count) elements to", object: name, errno: -result)
+        }
+        for element in elements[done...] { try set(element.key, element.value) }
+        return
+      }
+    }
+  }
+
+  public func remove(_ keys: [Key]) throws(BPFError) {
+    for key in keys { try remove(key) }
+  }
+
+  /// Every element. What others write meanwhile may be there or not; what nobody touches is there once.
+  ///
+  /// By single steps: a deletion meanwhile makes the kernel begin anew, and elements seen are then skipped here.
+  public func elements() throws(BPFError) -> [Key: Value] {
+    var found: [Key: Value] = [:]
+    var previous: Key?
+    while true {
+      var next = Key()
+      let result =
+        if let previous {
+          withUnsafePointer(to: previous) { bpf_map_get_next_key(descriptor.number, $0, &next) }
+        } else {
+          bpf_map_get_next_key(descriptor.number, nil, &next)
+        }
+      if result == -ENOENT { return found }
+      try check("list", name) { result }
+      if let value = try self[next] { found[next] = value }
+      previous = next
+    }
+  }
+}
+
+/// What the kernel says of a map.
+struct MapInfo {
+  var type: UInt32
+  var keySize: Int
+  var valueSize: Int
+  var maximum: Int
+  var flags: UInt32
+
+  init(_ descriptor: CInt, _ name: String) throws(BPFError) {
+    var info = bpf_map_info()
+    var size = UInt32(MemoryLayout<bpf_map_info>.size)
+    try check("ask about map", name) { bpf_obj_get_info_by_fd(descriptor, &info, &size) }
+    (type, keySize, valueSize) = (info.type, Int(info.key_size), Int(info.value_size))
+    (maximum, flags) = (Int(info.max_entries), info.map_flags)
+  }
+}

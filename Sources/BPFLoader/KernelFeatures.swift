@@ -1,0 +1,14 @@
+import CLibBPF
+
+/// What this kernel's BPF can do, found by trying.
+public struct KernelFeatures: Sendable, Equatable, CustomStringConvertible {
+  /// A socket hook can choose the error that its caller gets (5.18).
+  public var socketErrors: Bool
+
+  public static func probe() -> KernelFeatures {
+    KernelFeatures(
+      socketErrors: libbpf_probe_bpf_helper(BPF_PROG_TYPE_CGROUP_SOCK_ADDR, BPF_FUNC_set_retval, nil) == 1)
+  }
+
+  public var description: String { "socket errors: \(socketErrors ? "yes" : "no")" }
+}

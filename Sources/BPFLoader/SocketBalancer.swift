@@ -1,0 +1,188 @@
+import BPFPrograms
+import CLibBPF
+import DataplaneModel
+import Glibc
+import Netlink
+import NetworkTypes
+
+/// Services at the socket: the programs of bpf/sock.c on a cgroup, and the tables in their maps. What they leave alone,
+/// packets meet in another engine.
+///
+/// Maps and links are pinned: they serve on while no agent runs, and the next one takes them over.
+public struct SocketBalancer: DataplaneEngine {
+  private let object: BPFObject
+  private let maps: SocketMaps
+  private let links: CgroupLinks
+  private let pins: PinFolder
+  private let hostCookie: UInt64
+  private var lists = RangeLists()
+  public let features: KernelFeatures
+
+  /// Loads programs; nothing is attached before the first `resync`.
+  ///
+  /// - Parameters:
+  ///   - pins: where maps and links are pinned.
+  ///   - cgroup: processes in it and below are served.
+  ///   - hostCookie: of the network namespace whose processes are the node's own.
+  public init(pins: PinFolder, cgroup: String, hostCookie: UInt64) throws(BPFError) {
+    self.pins = pins
+    self.hostCookie = hostCookie
+    links = CgroupLinks(pins: pins, cgroup: cgroup)
+    features = .probe()
+    object = try BPFObject(.sock)
+    try object.setConstant("can_set_error", features.socketErrors)
+    let mapPins = MapPins(pins: pins)
+    try mapPins.adopt(into: object)
+    try object.load()
+    try mapPins.pin(object)
+    maps = try SocketMaps(object)
+  }
+
+  // MARK: DataplaneEngine
+
+  /// In an order in which a socket meets the old tables or the new: what is named comes before what names it, and goes
+  /// after it. A set that grows has its slots before its count, one that shrinks its count before they go.
+  public mutating func apply(_ delta: TableDelta, tables: Tables) throws(BPFError) -> ApplyReport {
+    let change = SocketChange(delta, after: tables, lists: &lists, hostCookie: hostCookie)
+    return try write(from: change.before, to: change.after)
+  }
+
+  public mutating func resync(_ tables: Tables) throws(BPFError) -> (report: ApplyReport, drift: [Drift]) {
+    lists = RangeLists()
+    for frontend in tables.services.frontends.values {
+      if let ranges = frontend.sourceRanges { lists.retain(ranges) }
+    }
+    let wanted = SocketTable(tables, lists: lists, hostCookie: hostCookie)
+    let found = try read()
+    var drift = Self.drift(found, wanted)
+    var report = try write(from: found, to: wanted)
+    report.dumps += 7
+    // Only now, so that the first connection that is asked about meets full tables.
+    let attached = try links.attached(object.programNames)
+    for program in object.programNames where attached[program] == nil {
+      drift.append(Drift(.missing, "link \(program)"))
+    }
+    try links.attach(object)
+    try MapPins(pins: pins).removeOthers(than: object)
+    return (report, drift)
+  }
+
+  public mutating func verify(_ tables: Tables) throws(BPFError) -> [Drift] {
+    var drift = Self.drift(try read(), SocketTable(tables, lists: lists, hostCookie: hostCookie))
+    let attached = try links.attached(object.programNames)
+    for program in object.programNames where attached[program] == nil {
+      drift.append(Drift(.missing, "link \(program)"))
+    }
+    return drift
+  }
+
+  public mutating func cleanUp() throws(BPFError) {
+    try links.detach(object.programNames)
+    for name in pins.names where name.hasPrefix(MapPins.prefix) { try pins.remove(name) }
+    pins.removeFolder()
+  }
+
+  /// The most elements of each map.
+  public var capacities: [String: Int] {
+    get throws(BPFError) {
+      [
+        "frontends": try maps.frontends.capacity, "sets": try maps.sets.capacity, "slots": try maps.slots.capacity,
+        "members": try maps.members.capacity, "sources": try maps.sources.capacity,
+        "clients": try maps.clients.capacity,
+      ]
+    }
+  }
+
+  // MARK: Sockets
+
+  /// Whether a socket was told `peer` stood for something else: the address it asked for.
+  public func toldPeer(cookie: UInt64, peer: SocketAddress) throws(BPFError) -> SocketAddress? {
+    try maps.toldPeers[PeerKeyLayout(cookie: cookie, peer)]?.socketAddress
+  }
+
+  // MARK: Maps
+
+  private func read() throws(BPFError) -> SocketTable {
+    var table = SocketTable()
+    table.frontends = try maps.frontends.elements()
+    table.sets = try maps.sets.elements()
+    table.slots = try maps.slots.elements()
+    table.members = try maps.members.elements()
+    table.sources = try maps.sources.elements()
+    table.nodeAddresses = try maps.nodeAddresses.elements()
+    table.clients = try maps.clients.elements()
+    return table
+  }
+
+  private func write(from old: SocketTable, to new: SocketTable) throws(BPFError) -> ApplyReport {
+    var report = ApplyReport()
+    try Self.add(maps.sources, old.sources, new.sources, &report)
+    try Self.add(maps.members, old.members, new.members, &report)
+    try Self.add(maps.slots, old.slots, new.slots, &report)
+    try Self.add(maps.sets, old.sets, new.sets, &report)
+    try Self.add(maps.frontends, old.frontends, new.frontends, &report)
+    try Self.add(maps.nodeAddresses, old.nodeAddresses, new.nodeAddresses, &report)
+    try Self.add(maps.clients, old.clients, new.clients, &report)
+    try Self.remove(maps.clients, old.clients, new.clients, &report)
+    try Self.remove(maps.nodeAddresses, old.nodeAddresses, new.nodeAddresses, &report)
+    try Self.remove(maps.frontends, old.frontends, new.frontends, &report)
+    try Self.remove(maps.sets, old.sets, new.sets, &report)
+    try Self.remove(maps.slots, old.slots, new.slots, &report)
+    try Self.remove(maps.members, old.members, new.members, &report)
+    try Self.remove(maps.sources, old.sources, new.sources, &report)
+    return report
+  }
+
+  private static func add<Key, Value>(
+    _ map: borrowing BPFMap<Key, Value>, _ old: [Key: Value], _ new: [Key: Value], _ report: inout ApplyReport
+  ) throws(BPFError) {
+    let elements = new.filter { old[$0.key] != $0.value }.map { (key: $0.key, value: $0.value) }
+    guard !elements.isEmpty else { return }
+    report.messages += 1
+    try map.set(elements)
+  }
+
+  private static func remove<Key, Value>(
+    _ map: borrowing BPFMap<Key, Value>, _ old: [Key: Value], _ new: [Key: Value], _ report: inout ApplyReport
+  ) throws(BPFError) {
+    let keys = old.keys.filter { new[$0] == nil }
+    report.messages += keys.count
+    try map.remove(keys)
+  }
+
+  private static func drift(_ found: SocketTable, _ wanted: SocketTable) -> [Drift] {
+    var drift: [Drift] = []
+    compare("frontends", found.frontends, wanted.frontends, &drift)
+    compare("sets", found.sets, wanted.sets, &drift)
+    compare("slots", found.slots, wanted.slots, &drift)
+    compare("members", found.members, wanted.members, &drift)
+    compare("sources", found.sources, wanted.sources, &drift)
+    compare("node_addresses", found.nodeAddresses, wanted.nodeAddresses, &drift)
+    compare("clients", found.clients, wanted.clients, &drift)
+    return drift
+  }
+
+  private static func compare<Key: MapLayout, Value: MapLayout>(
+    _ map: String, _ found: [Key: Value], _ wanted: [Key: Value], _ drift: inout [Drift]
+  ) {
+    for (key, value) in wanted {
+      guard drift.count < 1000 else { return }
+      if let other = found[key] {
+        if other != value { drift.append(Drift(.different, "map \(map): \(key)")) }
+      } else {
+        drift.append(Drift(.missing, "map \(map): \(key)"))
+      }
+    }
+    for key in found.keys where wanted[key] == nil {
+      guard drift.count < 1000 else { return }
+      drift.append(Drift(.extra, "map \(map): \(key)"))
+    }
+  }
+}
+
+extension BackendLayout {
+  var socketAddress: SocketAddress? {
+    guard let address = address.address, let port = Port(UInt16(bigEndian: port)) else { return nil }
+    return SocketAddress(address, port)
+  }
+}

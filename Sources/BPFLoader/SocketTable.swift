@@ -1,0 +1,84 @@
+import DataplaneModel
+import NetworkTypes
+
+/// Every element that bpf/sock.c's maps should have, and what of them a delta changes.
+struct SocketTable {
+  var frontends: [FrontendKeyLayout: FrontendLayout] = [:]
+  var sets: [SetKeyLayout: BackendSetLayout] = [:]
+  var slots: [SlotKeyLayout: BackendLayout] = [:]
+  var members: [MemberKeyLayout: UInt32] = [:]
+  var sources: [SourceKeyLayout: UInt32] = [:]
+  var nodeAddresses: [AddressLayout: UInt32] = [:]
+  var clients: [UInt64: ClientLayout] = [:]
+
+  init() {}
+
+  init(_ tables: Tables, lists: RangeLists, hostCookie: UInt64) {
+    for (key, frontend) in tables.services.frontends {
+      frontends[FrontendKeyLayout(key)] = Self.frontend(frontend, lists)
+    }
+    for (id, set) in tables.services.sets { add(id, set) }
+    lists.forEach { number, ranges in addSources(number, ranges) }
+    for address in tables.node.nodePortAddresses { nodeAddresses[AddressLayout(address)] = 1 }
+    for endpoint in tables.node.endpoints.values {
+      if let cookie = endpoint.netnsCookie { clients[cookie] = Self.client(endpoint) }
+    }
+    clients[hostCookie] = Self.host(tables)
+  }
+
+  static func frontend(_ frontend: Frontend, _ lists: RangeLists) -> FrontendLayout {
+    FrontendLayout(frontend, sourceList: frontend.sourceRanges.map { lists.number(of: $0) } ?? 0)
+  }
+
+  static func client(_ endpoint: LocalEndpoint) -> ClientLayout {
+    ClientLayout(addresses: endpoint.addresses, isHost: false)
+  }
+
+  static func host(_ tables: Tables) -> ClientLayout {
+    ClientLayout(addresses: Array(tables.node.internalAddresses.values), isHost: true)
+  }
+
+  mutating func add(_ id: BackendSetID, _ set: BackendSet) {
+    sets[SetKeyLayout(id)] = BackendSetLayout(set)
+    for (slot, backend) in set.backends.enumerated() { slots[SlotKeyLayout(id, slot)] = BackendLayout(backend) }
+    for backend in set.backends + set.draining { members[MemberKeyLayout(id, backend)] = 1 }
+  }
+
+  mutating func addSources(_ list: UInt32, _ ranges: [AddressRange]) {
+    for range in ranges {
+      for prefix in range.prefixes { sources[SourceKeyLayout(list: list, prefix)] = 1 }
+    }
+  }
+}
+
+/// What a delta does to the maps. `before` and `after` have the elements that the change is about and no others.
+struct SocketChange {
+  var before = SocketTable()
+  var after = SocketTable()
+
+  /// - Parameter lists: numbers of source lists; those that come are retained, those that go released.
+  init(_ delta: TableDelta, after tables: Tables, lists: inout RangeLists, hostCookie: UInt64) {
+    for (key, change) in delta.frontends {
+      if let ranges = change.new?.sourceRanges {
+        let number = lists.retain(ranges)
+        if lists.uses(of: ranges) == 1 { after.addSources(number, ranges) }
+      }
+      if let new = change.new { after.frontends[FrontendKeyLayout(key)] = SocketTable.frontend(new, lists) }
+      if let old = change.old { before.frontends[FrontendKeyLayout(key)] = SocketTable.frontend(old, lists) }
+      if let ranges = change.old?.sourceRanges, let gone = lists.release(ranges) {
+        before.addSources(gone.number, gone.ranges)
+      }
+    }
+    for (id, change) in delta.sets {
+      if let old = change.old { before.add(id, old) }
+      if let new = change.new { after.add(id, new) }
+    }
+    for address in delta.nodePortAddresses.removed { before.nodeAddresses[AddressLayout(address)] = 1 }
+    for address in delta.nodePortAddresses.added { after.nodeAddresses[AddressLayout(address)] = 1 }
+    for change in delta.endpoints.values {
+      if let old = change.old, let cookie = old.netnsCookie { before.clients[cookie] = SocketTable.client(old) }
+      if let new = change.new, let cookie = new.netnsCookie { after.clients[cookie] = SocketTable.client(new) }
+    }
+    if !delta.internalAddresses.isEmpty { after.clients[hostCookie] = SocketTable.host(tables) }
+  }
+}

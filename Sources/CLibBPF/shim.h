@@ -1,0 +1,4 @@
+#include <netinet/in.h>
+#include <bpf/bpf.h>
+#include <bpf/btf.h>
+#include <bpf/libbpf.h>

@@ -1,0 +1,100 @@
+import BPFPrograms
+import CLibBPF
+import Testing
+
+@testable import BPFLoader
+
+/// The structures of bpf/include/tables.h, as the compiled program's BTF has them, against those in Swift.
+@Suite("Layouts") struct LayoutTests {
+  private struct Wanted {
+    var name: String
+    var size: Int
+    /// Offset of each member in bytes, nil for padding that Swift names otherwise.
+    var members: [String: Int?]
+
+    init<Layout: MapLayout>(_ name: String, _ type: Layout.Type, _ members: [String: PartialKeyPath<Layout>?]) {
+      self.name = name
+      size = MemoryLayout<Layout>.stride
+      self.members = members.mapValues { path in path.map { MemoryLayout<Layout>.offset(of: $0) ?? -1 } }
+    }
+  }
+
+  private static let wanted = [
+    Wanted("address", AddressLayout.self, ["words": nil]),
+    Wanted(
+      "frontend_key", FrontendKeyLayout.self,
+      ["address": \.address, "port": \.port, "proto": \.proto, "pad": \.pad]),
+    Wanted(
+      "frontend", FrontendLayout.self,
+      [
+        "service": \.service, "source_list": \.sourceList, "kind": \.kind, "node_scope": \.nodeScope,
+        "outside_scope": \.outsideScope, "masquerade": \.masquerade,
+      ]),
+    Wanted(
+      "set_key", SetKeyLayout.self, ["service": \.service, "scope": \.scope, "family": \.family, "pad": \.pad]),
+    Wanted(
+      "backend_set", BackendSetLayout.self,
+      ["count": \.count, "affinity": \.affinity, "empty_action": \.emptyAction, "pad": \.pad1]),
+    Wanted("slot_key", SlotKeyLayout.self, ["set": \.set, "slot": \.slot]),
+    Wanted("backend", BackendLayout.self, ["address": \.address, "port": \.port, "pad": \.pad]),
+    Wanted("member_key", MemberKeyLayout.self, ["set": \.set, "backend": \.backend]),
+    Wanted(
+      "source_key", SourceKeyLayout.self,
+      ["prefix_length": \.prefixLength, "list": \.list, "address": \.address]),
+    Wanted("client", ClientLayout.self, ["v4": \.v4, "v6": \.v6, "flags": \.flags, "pad": \.pad]),
+    Wanted("affinity_key", AffinityKeyLayout.self, ["client": \.client, "service": \.service]),
+    Wanted("affinity", AffinityLayout.self, ["backend": \.backend, "pad": \.pad, "used": \.used]),
+    Wanted("peer_key", PeerKeyLayout.self, ["cookie": \.cookie, "peer": \.peer, "pad": \.pad]),
+  ]
+
+  @Test("every structure has the size, members and offsets that the program was compiled with")
+  func structures() throws {
+    let object = try BPFObject(.sock)
+    for wanted in Self.wanted {
+      let (size, members) = try #require(object.structure(wanted.name), "struct \(wanted.name) is not in BTF")
+      #expect(size == wanted.size, "struct \(wanted.name)")
+      #expect(Set(members.keys) == Set(wanted.members.keys), "struct \(wanted.name)")
+      for case (let name, let offset?) in wanted.members { #expect(members[name] == offset, "\(wanted.name).\(name)") }
+    }
+  }
+
+  @Test("every map's key and value is one of them, or a number")
+  func maps() throws {
+    let object = try BPFObject(.sock)
+    let sizes = Set(Self.wanted.map(\.size) + [4, 8])
+    #expect(object.mapNames.count == 10)
+    for map in object.mapNames {
+      let (_, key, value) = try object.sizes(of: map)
+      #expect(sizes.contains(Int(key)) && sizes.contains(Int(value)), "\(map)")
+    }
+  }
+
+  @Test(
+    "addresses are as on the wire, IPv4 as ::ffff:a.b.c.d, and come back",
+    arguments: [
+      ("10.1.2.3", [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 10, 1, 2, 3]),
+      ("0.0.0.0", [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 0, 0, 0, 0]),
+      ("fd00:1:2:3:4:5:6:7", [0xfd, 0, 0, 1, 0, 2, 0, 3, 0, 4, 0, 5, 0, 6, 0, 7]),
+      ("::", [UInt8](repeating: 0, count: 16)),
+    ] as [(String, [UInt8])])
+  func addresses(text: String, bytes: [UInt8]) {
+    let layout = AddressLayout(ip(text))
+    #expect(withUnsafeBytes(of: layout) { Array($0) } == bytes)
+    #expect(layout.address == ip(text))
+  }
+}
+
+extension BPFObject {
+  /// Size and member offsets in bytes.
+  fileprivate func structure(_ name: String) -> (size: Int, members: [String: Int])? {
+    guard let btf = typeInformation else { return nil }
+    let id = btf__find_by_name_kind(btf, name, 4)  // BTF_KIND_STRUCT
+    guard id > 0, let type = btf__type_by_id(btf, UInt32(id)), let list = btf_members(type) else { return nil }
+    var members: [String: Int] = [:]
+    for index in 0..<Int(btf_vlen(type)) {
+      guard let member = btf__name_by_offset(btf, list[index].name_off) else { continue }
+      members[String(cString: member)] = Int(btf_member_bit_offset(type, UInt32(index))) / 8
+    }
+    return (Int(type.pointee.size), members)
+  }
+}

@@ -1,0 +1,146 @@
+import DataplaneModel
+import NetworkTypes
+
+/// Service tables at random, with few enough addresses and ports that claims collide, and connections to them.
+struct RandomServices {
+  static let podAddresses = [ip("10.244.1.2"), ip("fd00:244:1::2")]
+  static let nodeAddresses = [ip("10.9.0.1"), ip("fd00:9::1")]
+
+  private(set) var tables = Tables()
+  private var random: SplitMix
+
+  init(seed: UInt64, podCookie: UInt64) {
+    random = SplitMix(seed: seed)
+    var delta = TableDelta()
+    delta.endpoints["slc0"] = Change(
+      old: nil,
+      new: LocalEndpoint(
+        interface: "slc0", mac: podMAC, addresses: Self.podAddresses,
+        netnsCookie: podCookie))
+    for address in Self.nodeAddresses {
+      delta.internalAddresses[address.family] = Change(old: nil, new: address)
+      delta.ownAddresses.added.insert(address)
+      delta.nodePortAddresses.added.insert(address)
+    }
+    for number in 1...30 { set(number, &delta) }
+    tables.apply(delta)
+  }
+
+  /// A few Services become others.
+  mutating func mutate() -> TableDelta {
+    var delta = TableDelta()
+    for _ in 0..<Int.random(in: 1...4, using: &random) {
+      let number = Int.random(in: 1...30, using: &random)
+      guard let service = ServicePortID(number), !delta.sets.keys.contains(where: { $0.service == service }) else {
+        continue
+      }
+      for (key, frontend) in tables.services.frontends where frontend.service == service {
+        delta.frontends[key] = Change(old: frontend, new: nil)
+      }
+      for (id, old) in tables.services.sets where id.service == service {
+        delta.sets[id] = Change(old: old, new: nil)
+      }
+      if Int.random(in: 0..<5, using: &random) > 0 { set(number, &delta) }
+    }
+    if Int.random(in: 0..<8, using: &random) == 0 {
+      let address = Self.nodeAddresses[Int.random(in: 0...1, using: &random)]
+      if tables.node.nodePortAddresses.contains(address) {
+        delta.nodePortAddresses.removed.insert(address)
+      } else {
+        delta.nodePortAddresses.added.insert(address)
+      }
+    }
+    tables.apply(delta)
+    return delta
+  }
+
+  private mutating func set(_ number: Int, _ delta: inout TableDelta) {
+    guard let service = ServicePortID(number) else { return }
+    let affinity: UInt32? = number % 3 == 0 ? 10_800 : nil
+    let family = number % 2 == 0 ? IPFamily.v4 : .v6
+    for scope in BackendScope.allCases {
+      var backends = (0..<Int.random(in: 0...4, using: &random)).map { _ in backend(family) }
+      backends = Array(Set(backends)).sorted { "\($0)" < "\($1)" }
+      let id = BackendSetID(service: service, scope: scope, family: family)
+      let new = BackendSet(
+        backends: backends, emptyAction: Bool.random(using: &random) ? .reject : .drop, affinityTimeout: affinity)
+      delta.sets[id] = Change(
+        old: delta.sets[id]?.old, new: new.withSlots(following: tables.services.sets[id]?.backends ?? []))
+    }
+    for _ in 0..<Int.random(in: 1...3, using: &random) {
+      let kind = FrontendKind.allCases.randomElement(using: &random) ?? .clusterIP
+      let proto: L4Protocol = Bool.random(using: &random) ? .tcp : .udp
+      let address: FrontendAddress =
+        kind == .nodePort ? .node(family) : .address(frontendAddress(family, kind))
+      let key = FrontendKey(address, proto, port())
+      // One claim per address and port; NodePorts against addresses are for the packet path to settle.
+      guard (delta.frontends[key] ?? Change(old: tables.services.frontends[key], new: nil)).new == nil,
+        tables.services.frontends[key] == nil || delta.frontends[key]?.old != nil
+      else { continue }
+      let scopes = BackendScope.allCases
+      delta.frontends[key] = Change(
+        old: delta.frontends[key]?.old,
+        new: Frontend(
+          service: service, kind: kind, nodeScope: scopes.randomElement(using: &random) ?? .cluster,
+          outsideScope: scopes.randomElement(using: &random) ?? .cluster, masquerade: .exceptPods,
+          hasAffinity: affinity != nil, sourceRanges: sourceRanges(family)))
+    }
+  }
+
+  private mutating func backend(_ family: IPFamily) -> SocketAddress {
+    let host = Int.random(in: 2...9, using: &random)
+    return SocketAddress(ip(family == .v4 ? "10.244.1.\(host)" : "fd00:244:1::\(host)"), port())
+  }
+
+  private mutating func frontendAddress(_ family: IPFamily, _ kind: FrontendKind) -> IPAddress {
+    if kind != .clusterIP, Int.random(in: 0..<3, using: &random) == 0 {
+      return Self.nodeAddresses.of(family)
+    }
+    let host = Int.random(in: 1...6, using: &random)
+    return ip(family == .v4 ? "10.96.0.\(host)" : "fd00:96::\(host)")
+  }
+
+  private mutating func port() -> Port { BPFLoaderTests.port(Everywhere.ports.randomElement(using: &random) ?? 80) }
+
+  private mutating func sourceRanges(_ family: IPFamily) -> [AddressRange]? {
+    guard Int.random(in: 0..<4, using: &random) == 0 else { return nil }
+    let choices =
+      family == .v4
+      ? ["10.244.1.2/32", "10.9.0.0/16", "10.0.0.0/8", "192.0.2.0/24", "10.244.1.0/31", "0.0.0.0/0"]
+      : ["fd00:244:1::2/128", "fd00:9::/32", "fd00::/8", "2001:db8::/32", "fd00:244:1::/127", "::/0"]
+    return AddressRange.merging(
+      choices.filter { _ in Bool.random(using: &random) }.compactMap { CIDR($0) }.map(AddressRange.init))
+  }
+
+  /// A connection of a pod or of the node, often to a frontend.
+  mutating func packet() -> Packet {
+    let isPod = Bool.random(using: &random)
+    let keys = tables.services.frontends.keys.sorted { "\($0)" < "\($1)" }
+    var (family, proto, number) = (IPFamily.v4, L4Protocol.tcp, Everywhere.ports.randomElement(using: &random) ?? 80)
+    var destination = ip("10.96.0.\(Int.random(in: 1...7, using: &random))")
+    if Int.random(in: 0..<8, using: &random) > 0, let key = keys.randomElement(using: &random) {
+      (family, proto, number) = (key.destination.family, key.proto, key.port.number)
+      switch key.destination {
+      case .address(let address): destination = address
+      case .node(let family): destination = Self.nodeAddresses.of(family)
+      }
+    }
+    return Packet(
+      origin: isPod ? .pod : .host,
+      source: (isPod ? Self.podAddresses : Self.nodeAddresses).of(family),
+      destination: destination, proto: proto, sourcePort: 0, destinationPort: number, interface: isPod ? "slc0" : nil)
+  }
+}
+
+struct SplitMix: RandomNumberGenerator {
+  private var state: UInt64
+  init(seed: UInt64) { state = seed }
+
+  mutating func next() -> UInt64 {
+    state &+= 0x9e37_79b9_7f4a_7c15
+    var mixed = state
+    mixed = (mixed ^ (mixed >> 30)) &* 0xbf58_476d_1ce4_e5b9
+    mixed = (mixed ^ (mixed >> 27)) &* 0x94d0_49bb_1331_11eb
+    return mixed ^ (mixed >> 31)
+  }
+}

@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+#ifndef SLUICE_BALANCE_H
+#define SLUICE_BALANCE_H
+
+#include "maps.h"
+
+/* Choosing a backend for a new flow: what `walk` says of the tables (Sources/DataplaneModel/Walk.swift). */
+
+#define NANOSECONDS 1000000000ull
+
+enum decision {
+	/* No Service, or one of which the packet path has to say more: source ranges, drops. */
+	UNTOUCHED,
+	TRANSLATED,
+	/* No endpoint anywhere. */
+	REFUSED,
+};
+
+static __always_inline bool is_v4(const struct address *address)
+{
+	return address->words[0] == 0 && address->words[1] == 0 && address->words[2] == bpf_htonl(0xffff);
+}
+
+static __always_inline bool is_loopback(const struct address *address)
+{
+	if (is_v4(address))
+		return (address->words[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
+	return address->words[0] == 0 && address->words[1] == 0 && address->words[2] == 0 &&
+	       address->words[3] == bpf_htonl(1);
+}
+
+static __always_inline void copy(struct address *to, const struct address *from)
+{
+	__builtin_memcpy(to, from, sizeof(*to));
+}
+
+static __always_inline bool same_backend(const struct backend *left, const struct backend *right)
+{
+	return left->address.words[0] == right->address.words[0] && left->address.words[1] == right->address.words[1] &&
+	       left->address.words[2] == right->address.words[2] && left->address.words[3] == right->address.words[3] &&
+	       left->port == right->port;
+}
+
+/* An address of this node that some Service also claims: the order of claims decides. */
+static __always_inline struct frontend *find_frontend(const struct backend *to, __u8 proto, bool from_host)
+{
+	struct frontend_key key = { .address = to->address, .port = to->port, .proto = proto };
+	struct frontend *by_address = bpf_map_lookup_elem(&frontends, &key);
+	struct frontend *node_port;
+
+	if (!bpf_map_lookup_elem(&node_addresses, &to->address) && !(from_host && is_loopback(&to->address)))
+		return by_address;
+	if (is_v4(&to->address))
+		key.address.words[3] = 0;
+	else
+		__builtin_memset(&key.address, 0, sizeof(key.address));
+	node_port = bpf_map_lookup_elem(&frontends, &key);
+	if (!node_port || (by_address && by_address->kind < node_port->kind))
+		return by_address;
+	return node_port;
+}
+
+static __always_inline bool may_use(const struct frontend *frontend, const struct address *client)
+{
+	struct source_key key = { .prefix_length = 32 + 128, .list = frontend->source_list };
+
+	if (!frontend->source_list)
+		return true;
+	copy(&key.address, client);
+	return bpf_map_lookup_elem(&sources, &key) != NULL;
+}
+
+static __always_inline bool is_member(const struct set_key *set, const struct backend *backend)
+{
+	struct member_key key = { .set = *set, .backend = *backend };
+
+	return bpf_map_lookup_elem(&members, &key) != NULL;
+}
+
+/*
+ * Chooses where a client's flow to `to` goes. `previous` may name what the socket talked to last: it stays there while
+ * the set has it.
+ */
+static __always_inline enum decision balance(const struct client *client, const struct backend *to, __u8 proto,
+					     const struct backend *previous, struct backend *chosen)
+{
+	bool from_host = client->flags & CLIENT_IS_HOST;
+	struct frontend *frontend = find_frontend(to, proto, from_host);
+	struct affinity_key affinity_key = {};
+	struct slot_key slot_key = {};
+	struct affinity *stuck = NULL;
+	struct backend_set *set;
+	struct backend *backend;
+
+	if (!frontend)
+		return UNTOUCHED;
+	copy(&affinity_key.client, is_v4(&to->address) ? &client->v4 : &client->v6);
+	if (!may_use(frontend, &affinity_key.client))
+		return UNTOUCHED;
+	slot_key.set.service = frontend->service;
+	slot_key.set.scope = frontend->node_scope;
+	slot_key.set.family = is_v4(&to->address) ? FAMILY_V4 : FAMILY_V6;
+	set = bpf_map_lookup_elem(&sets, &slot_key.set);
+	if (!set)
+		return UNTOUCHED;
+	if (!set->count)
+		return set->empty_action == EMPTY_REJECT ? REFUSED : UNTOUCHED;
+
+	if (previous && is_member(&slot_key.set, previous)) {
+		*chosen = *previous;
+		return TRANSLATED;
+	}
+	if (set->affinity) {
+		__u64 now = bpf_ktime_get_ns();
+
+		affinity_key.service = frontend->service;
+		stuck = bpf_map_lookup_elem(&affinities, &affinity_key);
+		if (stuck && now - stuck->used < set->affinity * NANOSECONDS &&
+		    is_member(&slot_key.set, &stuck->backend)) {
+			stuck->used = now;
+			*chosen = stuck->backend;
+			return TRANSLATED;
+		}
+	}
+	slot_key.slot = bpf_get_prandom_u32() % set->count;
+	backend = bpf_map_lookup_elem(&slots, &slot_key);
+	if (!backend)
+		return UNTOUCHED;
+	*chosen = *backend;
+	if (set->affinity) {
+		struct affinity fresh = { .backend = *chosen, .used = bpf_ktime_get_ns() };
+
+		bpf_map_update_elem(&affinities, &affinity_key, &fresh, BPF_ANY);
+	}
+	return TRANSLATED;
+}
+
+#endif

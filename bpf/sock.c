@@ -1,0 +1,212 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Service translation at the socket: connect(2), sendmsg(2), recvmsg(2) and getpeername(2) of every process in a
+ * cgroup. A balanced connection then costs nothing per packet. What these hooks leave alone, packets meet later: an
+ * endpoint that is not known, SCTP, raw sockets, source ranges, drops.
+ */
+#include <stdbool.h>
+#include <stddef.h>
+#include <linux/bpf.h>
+#include <linux/in.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "balance.h"
+
+/* linux/errno.h and the C library's differ by target; the number does not. */
+#define REFUSED_ERROR 111
+
+#define PASS 1
+#define FAIL 0
+
+/* Whether the hook can choose the error that the caller gets (5.18). Else packets are rejected. */
+const volatile bool can_set_error = false;
+
+static __always_inline const struct client *client_of(struct bpf_sock_addr *ctx)
+{
+	__u64 cookie = bpf_get_netns_cookie(ctx);
+
+	return bpf_map_lookup_elem(&clients, &cookie);
+}
+
+/* Reading and writing the address that the caller named, by family. */
+
+static __always_inline void read_v4(struct bpf_sock_addr *ctx, struct backend *to)
+{
+	to->address.words[2] = bpf_htonl(0xffff);
+	to->address.words[3] = ctx->user_ip4;
+	to->port = ctx->user_port;
+}
+
+static __always_inline void write_v4(struct bpf_sock_addr *ctx, const struct backend *to)
+{
+	ctx->user_ip4 = to->address.words[3];
+	ctx->user_port = to->port;
+}
+
+static __always_inline void read_v6(struct bpf_sock_addr *ctx, struct backend *to)
+{
+	to->address.words[0] = ctx->user_ip6[0];
+	to->address.words[1] = ctx->user_ip6[1];
+	to->address.words[2] = ctx->user_ip6[2];
+	to->address.words[3] = ctx->user_ip6[3];
+	to->port = ctx->user_port;
+}
+
+static __always_inline void write_v6(struct bpf_sock_addr *ctx, const struct backend *to)
+{
+	ctx->user_ip6[0] = to->address.words[0];
+	ctx->user_ip6[1] = to->address.words[1];
+	ctx->user_ip6[2] = to->address.words[2];
+	ctx->user_ip6[3] = to->address.words[3];
+	ctx->user_port = to->port;
+}
+
+static __always_inline void remember(struct bpf_sock_addr *ctx, const struct backend *told, const struct backend *real)
+{
+	struct peer_key key = { .cookie = bpf_get_socket_cookie(ctx), .peer = *real };
+
+	bpf_map_update_elem(&told_peers, &key, told, BPF_ANY);
+	if (ctx->protocol != IPPROTO_UDP)
+		return;
+	key.peer = *told;
+	bpf_map_update_elem(&real_peers, &key, real, BPF_ANY);
+}
+
+/* Where the socket goes that asks for `to`; overwrites it. */
+static __always_inline enum decision redirect(struct bpf_sock_addr *ctx, struct backend *to)
+{
+	const struct client *client = client_of(ctx);
+	struct backend *previous = NULL;
+	struct backend chosen = {};
+	enum decision decision;
+
+	if (!client || (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP))
+		return UNTOUCHED;
+	if (ctx->protocol == IPPROTO_UDP) {
+		struct peer_key key = { .cookie = bpf_get_socket_cookie(ctx), .peer = *to };
+
+		previous = bpf_map_lookup_elem(&real_peers, &key);
+	}
+	decision = balance(client, to, ctx->protocol, previous, &chosen);
+	if (decision == TRANSLATED) {
+		remember(ctx, to, &chosen);
+		*to = chosen;
+	}
+	return decision;
+}
+
+/* connect(2) reports a Service without endpoints at once. */
+static __always_inline int refuse(enum decision decision)
+{
+	if (decision != REFUSED || !can_set_error)
+		return PASS;
+	bpf_set_retval(-REFUSED_ERROR);
+	return FAIL;
+}
+
+SEC("cgroup/connect4")
+int connect4(struct bpf_sock_addr *ctx)
+{
+	struct backend to = {};
+	enum decision decision;
+
+	read_v4(ctx, &to);
+	decision = redirect(ctx, &to);
+	if (decision == TRANSLATED)
+		write_v4(ctx, &to);
+	return refuse(decision);
+}
+
+SEC("cgroup/connect6")
+int connect6(struct bpf_sock_addr *ctx)
+{
+	struct backend to = {};
+	enum decision decision;
+
+	read_v6(ctx, &to);
+	decision = redirect(ctx, &to);
+	if (decision == TRANSLATED)
+		write_v6(ctx, &to);
+	return refuse(decision);
+}
+
+SEC("cgroup/sendmsg4")
+int sendmsg4(struct bpf_sock_addr *ctx)
+{
+	struct backend to = {};
+
+	read_v4(ctx, &to);
+	if (redirect(ctx, &to) == TRANSLATED)
+		write_v4(ctx, &to);
+	return PASS;
+}
+
+SEC("cgroup/sendmsg6")
+int sendmsg6(struct bpf_sock_addr *ctx)
+{
+	struct backend to = {};
+
+	read_v6(ctx, &to);
+	if (redirect(ctx, &to) == TRANSLATED)
+		write_v6(ctx, &to);
+	return PASS;
+}
+
+/* The peer as the socket knows it: a sender's or connection's address back to what was asked for. */
+static __always_inline bool recall(struct bpf_sock_addr *ctx, struct backend *peer)
+{
+	struct peer_key key = { .cookie = bpf_get_socket_cookie(ctx), .peer = *peer };
+	struct backend *told = bpf_map_lookup_elem(&told_peers, &key);
+
+	if (!told)
+		return false;
+	*peer = *told;
+	return true;
+}
+
+static __always_inline int restore_v4(struct bpf_sock_addr *ctx)
+{
+	struct backend peer = {};
+
+	read_v4(ctx, &peer);
+	if (recall(ctx, &peer))
+		write_v4(ctx, &peer);
+	return PASS;
+}
+
+static __always_inline int restore_v6(struct bpf_sock_addr *ctx)
+{
+	struct backend peer = {};
+
+	read_v6(ctx, &peer);
+	if (recall(ctx, &peer))
+		write_v6(ctx, &peer);
+	return PASS;
+}
+
+SEC("cgroup/recvmsg4")
+int recvmsg4(struct bpf_sock_addr *ctx)
+{
+	return restore_v4(ctx);
+}
+
+SEC("cgroup/recvmsg6")
+int recvmsg6(struct bpf_sock_addr *ctx)
+{
+	return restore_v6(ctx);
+}
+
+SEC("cgroup/getpeername4")
+int getpeername4(struct bpf_sock_addr *ctx)
+{
+	return restore_v4(ctx);
+}
+
+SEC("cgroup/getpeername6")
+int getpeername6(struct bpf_sock_addr *ctx)
+{
+	return restore_v6(ctx);
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";
