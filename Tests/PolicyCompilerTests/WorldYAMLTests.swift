@@ -1,5 +1,3 @@
-import ClusterSource
-import Glibc
 import KubernetesObjects
 import NetworkTypes
 import Testing
@@ -7,39 +5,6 @@ import Testing
 @testable import PolicyWorlds
 
 @Suite("Worlds as manifests") struct WorldYAMLTests {
-  struct Unreadable: Error, CustomStringConvertible { let description: String }
-
-  /// What the manifest folder makes of a text, in its order; no problem is forgiven.
-  private func read(_ text: String) async throws -> [ClusterObject] {
-    var template = Array("/tmp/sluice-worlds-XXXXXX".utf8CString)
-    guard mkdtemp(&template) != nil else { throw Unreadable(description: "mkdtemp: errno \(errno)") }
-    let folder = String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
-    let path = "\(folder)/world.yaml"
-    defer {
-      unlink(path)
-      rmdir(folder)
-    }
-    guard let file = fopen(path, "w") else { throw Unreadable(description: "\(path): errno \(errno)") }
-    let written = fwrite(text, 1, text.utf8.count, file)
-    guard fclose(file) == 0, written == text.utf8.count else { throw Unreadable(description: "\(path): not written") }
-    var objects: [ClusterObject] = []
-    for await event in ManifestFolder(path: folder).events() {
-      switch event {
-      case .changes(let changes, _):
-        for change in changes {
-          guard case .upsert(let object) = change else { throw Unreadable(description: "\(change)") }
-          objects.append(object)
-        }
-      case .problems(let problems, _):
-        if !problems.isEmpty { throw Unreadable(description: "\(problems)\n\(text)") }
-      case .ignoredKinds(let kinds):
-        if !kinds.isEmpty { throw Unreadable(description: "\(kinds)\n\(text)") }
-      case .synced: return objects
-      }
-    }
-    throw Unreadable(description: "the folder was never read")
-  }
-
   @Test("a world that is written and read by the manifest folder is the same world", .timeLimit(.minutes(5)))
   func roundTrip() async throws {
     for seed in 0..<40 as Range<UInt64> {
@@ -47,7 +12,7 @@ import Testing
       var world = RandomWorld.make(using: &random, size: seed % 10 == 0 ? .medium : .small)
       for _ in 0..<10 { world.mutate(using: &random) }
       var copy = PolicyWorld(ownNode: world.ownNode)
-      for object in try await read(WorldYAML.documents(world)) { copy.apply(.upsert(object)) }
+      for object in try await objects(inManifests: WorldYAML.documents(world)) { copy.apply(.upsert(object)) }
       #expect(copy.nodes == world.nodes, "seed \(seed)")
       #expect(copy.namespaces == world.namespaces, "seed \(seed)")
       #expect(copy.pods == world.pods, "seed \(seed)")
