@@ -64,7 +64,7 @@ let package = Package(
       name: "ProxyAgent",
       dependencies: [
         "NetworkTypes", "DataplaneModel", "Netlink", "LocalAPI", "KubernetesObjects", "ServiceCompiler",
-        "PolicyCompiler", "ClusterSource", "NFTables", "CLinux",
+        "PolicyCompiler", "ClusterSource", "NFTables", "BPFLoader", "CLinux",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Hummingbird", package: "hummingbird"),
         .product(name: "HTTPTypes", package: "swift-http-types"),

@@ -8,7 +8,8 @@ struct CgroupLinks {
   let pins: PinFolder
   let cgroup: String
 
-  static func pin(_ program: String) -> String { "link-\(program)" }
+  static let prefix = "link-"
+  static func pin(_ program: String) -> String { "\(prefix)\(program)" }
 
   /// Attaches every program of the object, or puts it into the place of its predecessor.
   func attach(_ object: BPFObject) throws(BPFError) {
@@ -43,9 +44,5 @@ struct CgroupLinks {
       if info.cgroup.cgroup_id != 0 { found[name] = info.prog_id }
     }
     return found
-  }
-
-  func detach(_ names: [String]) throws(BPFError) {
-    for name in names { try pins.remove(Self.pin(name)) }
   }
 }

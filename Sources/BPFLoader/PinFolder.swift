@@ -1,5 +1,4 @@
 import CLibBPF
-import CLinux
 import Glibc
 import Netlink
 
@@ -20,10 +19,7 @@ public struct PinFolder: Sendable {
         throw BPFError(operation: "make folder", object: made, errno: errno)
       }
     }
-    var status = statfs()
-    guard statfs(path, &status) == 0 else { throw BPFError(operation: "look at", object: path, errno: errno) }
-    let magic = 0xcafe_4a11  // BPF_FS_MAGIC, linux/magic.h
-    guard UInt32(truncatingIfNeeded: Int(status.f_type)) == UInt32(magic) else {
+    guard BPFFileSystem.isMounted(path) else {
       throw BPFError(
         operation: "use", object: path, errno: EINVAL, detail: "it is in no BPF file system: mount -t bpf bpf FOLDER")
     }

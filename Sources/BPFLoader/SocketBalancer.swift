@@ -14,7 +14,7 @@ public struct SocketBalancer: DataplaneEngine {
   private let maps: SocketMaps
   private let links: CgroupLinks
   private let pins: PinFolder
-  private let hostCookie: UInt64
+  private let owners: SocketOwners
   private var lists = RangeLists()
   public let features: KernelFeatures
 
@@ -24,9 +24,10 @@ public struct SocketBalancer: DataplaneEngine {
   ///   - pins: where maps and links are pinned.
   ///   - cgroup: processes in it and below are served.
   ///   - hostCookie: of the network namespace whose processes are the node's own.
-  public init(pins: PinFolder, cgroup: String, hostCookie: UInt64) throws(BPFError) {
+  ///   - servesPods: whether pods' sockets are translated too.
+  public init(pins: PinFolder, cgroup: String, hostCookie: UInt64, servesPods: Bool = true) throws(BPFError) {
     self.pins = pins
-    self.hostCookie = hostCookie
+    owners = SocketOwners(hostCookie: hostCookie, servesPods: servesPods)
     links = CgroupLinks(pins: pins, cgroup: cgroup)
     features = .probe()
     object = try BPFObject(.sock)
@@ -43,7 +44,7 @@ public struct SocketBalancer: DataplaneEngine {
   /// In an order in which a socket meets the old tables or the new: what is named comes before what names it, and goes
   /// after it. A set that grows has its slots before its count, one that shrinks its count before they go.
   public mutating func apply(_ delta: TableDelta, tables: Tables) throws(BPFError) -> ApplyReport {
-    let change = SocketChange(delta, after: tables, lists: &lists, hostCookie: hostCookie)
+    let change = SocketChange(delta, after: tables, lists: &lists, owners: owners)
     return try write(from: change.before, to: change.after)
   }
 
@@ -52,7 +53,7 @@ public struct SocketBalancer: DataplaneEngine {
     for frontend in tables.services.frontends.values {
       if let ranges = frontend.sourceRanges { lists.retain(ranges) }
     }
-    let wanted = SocketTable(tables, lists: lists, hostCookie: hostCookie)
+    let wanted = SocketTable(tables, lists: lists, owners: owners)
     let found = try read()
     var drift = Self.drift(found, wanted)
     var report = try write(from: found, to: wanted)
@@ -68,7 +69,7 @@ public struct SocketBalancer: DataplaneEngine {
   }
 
   public mutating func verify(_ tables: Tables) throws(BPFError) -> [Drift] {
-    var drift = Self.drift(try read(), SocketTable(tables, lists: lists, hostCookie: hostCookie))
+    var drift = Self.drift(try read(), SocketTable(tables, lists: lists, owners: owners))
     let attached = try links.attached(object.programNames)
     for program in object.programNames where attached[program] == nil {
       drift.append(Drift(.missing, "link \(program)"))
@@ -76,9 +77,14 @@ public struct SocketBalancer: DataplaneEngine {
     return drift
   }
 
-  public mutating func cleanUp() throws(BPFError) {
-    try links.detach(object.programNames)
-    for name in pins.names where name.hasPrefix(MapPins.prefix) { try pins.remove(name) }
+  public mutating func cleanUp() throws(BPFError) { try Self.cleanUp(pins) }
+
+  /// Detaches and removes what any build of ours has pinned there.
+  public static func cleanUp(_ pins: PinFolder) throws(BPFError) {
+    let names = pins.names
+    for prefix in [CgroupLinks.prefix, MapPins.prefix] {
+      for name in names where name.hasPrefix(prefix) { try pins.remove(name) }
+    }
     pins.removeFolder()
   }
 

@@ -1,6 +1,13 @@
 import DataplaneModel
 import NetworkTypes
 
+/// Whose sockets are translated.
+struct SocketOwners: Sendable {
+  /// Of the network namespace of the node's own processes.
+  var hostCookie: UInt64
+  var servesPods: Bool
+}
+
 /// Every element that bpf/sock.c's maps should have, and what of them a delta changes.
 struct SocketTable {
   var frontends: [FrontendKeyLayout: FrontendLayout] = [:]
@@ -13,17 +20,17 @@ struct SocketTable {
 
   init() {}
 
-  init(_ tables: Tables, lists: RangeLists, hostCookie: UInt64) {
+  init(_ tables: Tables, lists: RangeLists, owners: SocketOwners) {
     for (key, frontend) in tables.services.frontends {
       frontends[FrontendKeyLayout(key)] = Self.frontend(frontend, lists)
     }
     for (id, set) in tables.services.sets { add(id, set) }
     lists.forEach { number, ranges in addSources(number, ranges) }
     for address in tables.node.nodePortAddresses { nodeAddresses[AddressLayout(address)] = 1 }
-    for endpoint in tables.node.endpoints.values {
+    for endpoint in tables.node.endpoints.values where owners.servesPods {
       if let cookie = endpoint.netnsCookie { clients[cookie] = Self.client(endpoint) }
     }
-    clients[hostCookie] = Self.host(tables)
+    clients[owners.hostCookie] = Self.host(tables)
   }
 
   static func frontend(_ frontend: Frontend, _ lists: RangeLists) -> FrontendLayout {
@@ -57,7 +64,7 @@ struct SocketChange {
   var after = SocketTable()
 
   /// - Parameter lists: numbers of source lists; those that come are retained, those that go released.
-  init(_ delta: TableDelta, after tables: Tables, lists: inout RangeLists, hostCookie: UInt64) {
+  init(_ delta: TableDelta, after tables: Tables, lists: inout RangeLists, owners: SocketOwners) {
     for (key, change) in delta.frontends {
       if let ranges = change.new?.sourceRanges {
         let number = lists.retain(ranges)
@@ -75,10 +82,10 @@ struct SocketChange {
     }
     for address in delta.nodePortAddresses.removed { before.nodeAddresses[AddressLayout(address)] = 1 }
     for address in delta.nodePortAddresses.added { after.nodeAddresses[AddressLayout(address)] = 1 }
-    for change in delta.endpoints.values {
+    for change in delta.endpoints.values where owners.servesPods {
       if let old = change.old, let cookie = old.netnsCookie { before.clients[cookie] = SocketTable.client(old) }
       if let new = change.new, let cookie = new.netnsCookie { after.clients[cookie] = SocketTable.client(new) }
     }
-    if !delta.internalAddresses.isEmpty { after.clients[hostCookie] = SocketTable.host(tables) }
+    if !delta.internalAddresses.isEmpty { after.clients[owners.hostCookie] = SocketTable.host(tables) }
   }
 }

@@ -33,7 +33,8 @@ enum Attachment {
       let record = EndpointRecord(
         network: config.name, containerID: invocation.containerID, interfaceName: invocation.interfaceName,
         hostInterface: shape.hostInterface, mac: shape.podMAC, addresses: addresses, netnsPath: target.path,
-        netnsInode: target.inode, bootID: bootID, podNamespace: invocation.podNamespace,
+        netnsInode: target.inode, netnsCookie: try? target.namespace.cookie(), bootID: bootID,
+        podNamespace: invocation.podNamespace,
         podName: invocation.podName, podUID: invocation.podUID, createdAt: owner.createdAt)
       try translating { () throws(FileError) in
         try config.endpoints.write(record)

@@ -29,12 +29,15 @@ extension Lab {
       throw LabError.system(operation: "open", object: agentLogPath(node), errno: errno)
     }
     defer { close(output) }
+    let socketLB = try configuration.socketLB.map {
+      ["--socket-lb", $0, "--cgroup", try ControlGroup.ofAllLabs().path]
+    }
     let agent = try ChildProcess.start(
       [
         binary("sluice-agent"), "--node-name", node, "--manifests", state.manifests, "--engine", configuration.engine,
         "--state-dir", LocalAPIDefaults.stateDirectory, "--socket", LocalAPIDefaults.agentSocket, "--metrics-address",
         "127.0.0.1:10249", "--healthz-address", "0.0.0.0:10256", "--cni-conf-dir", "/etc/cni/net.d",
-      ] + configuration.agentArguments + arguments, name: "agent of \(node)", in: surroundings,
+      ] + (socketLB ?? []) + configuration.agentArguments + arguments, name: "agent of \(node)", in: surroundings,
       descriptors: [nil, output, output])
     members.withLock { $0.agents[node] = agent }
     if waits { try waitUntilAgentIsReady(node) }

@@ -26,6 +26,8 @@ public struct LabConfiguration: Sendable {
   public var agentArguments: [String] = []
   /// The data plane: `--engine`.
   public var engine = "nftables"
+  /// Whose connections are translated at the socket: `--socket-lb`; nil: nobody's.
+  public var socketLB: String?
 
   /// Nodes `node1`, `node2`… in the zones a, b, c in turn.
   public init(name: String = "default", nodes: Int = 2, binDirectory: String) {

@@ -17,6 +17,8 @@ public struct EndpointRecord: Sendable, Hashable {
   public var netnsPath: String
   /// Tells a living namespace from a later one that got the same path.
   public var netnsInode: UInt64
+  /// The kernel's number of the namespace, by which socket programs know it; nil before Linux 5.14.
+  public var netnsCookie: UInt64?
   /// `/proc/sys/kernel/random/boot_id` at ADD: a record of an earlier boot describes nothing that still exists.
   public var bootID: String
   public var podNamespace: String?
@@ -27,8 +29,8 @@ public struct EndpointRecord: Sendable, Hashable {
 
   public init(
     network: String, containerID: String, interfaceName: String, hostInterface: String, mac: MACAddress,
-    addresses: [IPAddress], netnsPath: String, netnsInode: UInt64, bootID: String, podNamespace: String? = nil,
-    podName: String? = nil, podUID: String? = nil, createdAt: Int64
+    addresses: [IPAddress], netnsPath: String, netnsInode: UInt64, netnsCookie: UInt64? = nil, bootID: String,
+    podNamespace: String? = nil, podName: String? = nil, podUID: String? = nil, createdAt: Int64
   ) {
     self.network = network
     self.containerID = containerID
@@ -38,6 +40,7 @@ public struct EndpointRecord: Sendable, Hashable {
     self.addresses = addresses
     self.netnsPath = netnsPath
     self.netnsInode = netnsInode
+    self.netnsCookie = netnsCookie
     self.bootID = bootID
     self.podNamespace = podNamespace
     self.podName = podName
@@ -53,6 +56,7 @@ public struct EndpointRecord: Sendable, Hashable {
       // As text: JSON readers that hold numbers as doubles would round a large inode.
       "netnsInode": .string(netnsInode.description), "bootID": .string(bootID),
     ]
+    object["netnsCookie"] = netnsCookie.map { .string($0.description) }
     object["podNamespace"] = podNamespace.map(JSONValue.string)
     object["podName"] = podName.map(JSONValue.string)
     object["podUID"] = podUID.map(JSONValue.string)
@@ -75,6 +79,9 @@ public struct EndpointRecord: Sendable, Hashable {
     }
     netnsPath = try reader.string("netnsPath")
     netnsInode = try reader.value("netnsInode", "inode number") { $0.stringValue.flatMap { UInt64($0) } }
+    netnsCookie = try reader.optional("netnsCookie") { name throws(FieldError) in
+      try reader.value(name, "namespace cookie") { $0.stringValue.flatMap { UInt64($0) } }
+    }
     bootID = try reader.string("bootID")
     podNamespace = try reader.optional("podNamespace", reader.string)
     podName = try reader.optional("podName", reader.string)

@@ -102,6 +102,12 @@ struct AgentOptions: ParsableArguments {
   var liveFlows: LiveFlows?
   @Option(help: "Bits of conntrack marks that are Sluice's, as one number: at least 8, adjacent (default 0xfffff000).")
   var conntrackMarkMask: MarkMask?
+  @Option(help: "Whose connections to Services are translated at the socket, by eBPF: off (default), host or all.")
+  var socketLb: SocketLB?
+  @Option(help: "Folder in a BPF file system for what stays while no agent runs (default /sys/fs/bpf/sluice).")
+  var bpffs: String?
+  @Option(help: "The cgroup (version 2) whose processes are served at the socket (default: the root).")
+  var cgroup: String?
   @Option(help: "trace, debug, info (default), warning or error.") var logLevel: LogLevel?
   @Option(help: "Config file (YAML) with these flags as keys, in camelCase.") var config: String?
 }
@@ -124,6 +130,10 @@ struct AgentConfiguration: Sendable {
   var podWait: Int
   var keepsEstablished: Bool
   var conntrackMarkMask: UInt32
+  var socketLB: SocketLB
+  var bpffs: String
+  /// nil: the root of the hierarchy.
+  var cgroup: String?
   var logLevel: LogLevel
 
   /// Joins flags and file. Throws what names the flag or key.
@@ -152,6 +162,12 @@ struct AgentConfiguration: Sendable {
     conntrackMarkMask =
       try (flags.conntrackMarkMask ?? file.value("conntrackMarkMask"))?.bits
       ?? NFTablesEngine.defaultMarkMask
+    socketLB = try flags.socketLb ?? file.value("socketLb") ?? .off
+    bpffs = try flags.bpffs ?? file.string("bpffs") ?? SocketLB.defaultFolder
+    guard bpffs.hasPrefix("/"), bpffs.utf8.count > 1 else {
+      throw ValidationError("--bpffs: '\(bpffs)' is no absolute path of a folder")
+    }
+    cgroup = try flags.cgroup ?? file.string("cgroup")
     logLevel = try flags.logLevel ?? file.value("logLevel") ?? .info
     guard socket.utf8.count < 108 else {
       throw ValidationError("--socket: '\(socket)' is longer than the 107 bytes a socket path may have")
@@ -176,7 +192,7 @@ struct ConfigFile {
   private static let known: Set<String> = [
     "nodeName", "manifests", "engine", "stateDir", "runDir", "socket", "metricsAddress", "healthzAddress",
     "clusterCidr", "nodeportAddresses", "cniConfDir", "masqueradeEgress", "verifyInterval", "logLevel", "podWait",
-    "liveFlows", "conntrackMarkMask",
+    "liveFlows", "conntrackMarkMask", "socketLb", "bpffs", "cgroup",
   ]
 
   init() {}

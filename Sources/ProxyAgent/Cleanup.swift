@@ -5,7 +5,7 @@ import Netlink
 
 /// `sluice-agent --cleanup`: nothing of Sluice stays on the node. Pods that are attached stay attached.
 enum Cleanup {
-  static func run(stateDir: String, runDir: String, cniConfDir: String?) throws {
+  static func run(stateDir: String, runDir: String, cniConfDir: String?, bpffs: String) throws {
     var failures: [String] = []
     func attempt(_ what: String, _ body: () throws -> Void) {
       do { try body() } catch { failures.append("\(what): \(error)") }
@@ -14,6 +14,7 @@ enum Cleanup {
       var engine = try NFTablesEngine()
       try engine.cleanUp()
     }
+    attempt("sockets") { try SocketLB.removeLeftOvers(bpffs) }
     attempt("routes") {
       var routes = try NodeRoutes()
       failures += routes.removeAll()

@@ -45,7 +45,7 @@ extension Reconciler {
     for record in endpoints.values {
       wanted[record.hostInterface] = LocalEndpoint(
         interface: record.hostInterface, mac: record.mac, addresses: record.addresses,
-        subjects: policies.subjects(of: record.hostInterface))
+        subjects: policies.subjects(of: record.hostInterface), netnsCookie: record.netnsCookie)
     }
     for name in Set(wanted.keys).union(node.endpoints.keys) where wanted[name] != node.endpoints[name] {
       delta.endpoints[name] = Change(old: node.endpoints[name], new: wanted[name])

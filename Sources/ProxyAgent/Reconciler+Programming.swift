@@ -118,12 +118,15 @@ extension Reconciler {
     tables.apply(delta)
     revision += 1
     guard !needsResync else { throw RepairUnderWay() }
-    let report = try engine.apply(delta, tables: tables)
+    var report = try engine.apply(delta, tables: tables)
+    // Packets first: what sockets leave alone, they have to answer.
+    if let sockets = try sockets?.apply(delta, tables: tables) { report += sockets }
     count(report)
     let reused = policies.takeReusedAddresses()
     if !reused.isEmpty { Task { await sweeper.end(flowsOf: reused) } }
     if engine.hasDeferredRemovals { removalsDue = removalsDue ?? clock.now + .milliseconds(20) }
     endStaleFlows(delta)
+    endStaleSockets(delta)
     return report
   }
 
@@ -191,7 +194,11 @@ extension Reconciler {
   /// Makes the kernel equal to the tables, whatever it has.
   func resync(_ why: String) {
     do {
-      let (report, drift) = try engine.resync(tables)
+      var (report, drift) = try engine.resync(tables)
+      if let found = try sockets?.resync(tables) {
+        report += found.report
+        drift += found.drift
+      }
       count(report)
       needsResync = false
       lastFailure = nil
@@ -209,6 +216,7 @@ extension Reconciler {
       }
       Task {
         await sweeper.sweepAll(for: self)
+        if sockets != nil { await socketSweeper.sweep(nil, for: self) }
         hasSwept = true
       }
     } catch {
@@ -236,8 +244,9 @@ extension Reconciler {
       let wasChanged = try engine.wasChangedByOthers()
       count(engine.takeReport())
       guard isOld || wasChanged else { return }
-      let drift = try engine.verify(tables)
+      var drift = try engine.verify(tables)
       count(engine.takeReport())
+      if isOld { drift += try sockets?.verify(tables) ?? [] }
       lastVerified = clock.now
       if !drift.isEmpty {
         resync(isOld ? "a periodic comparison found differences" : "somebody else changed our tables")

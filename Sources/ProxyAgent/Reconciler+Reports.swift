@@ -137,6 +137,7 @@ extension Reconciler {
     for object in compiler.differences(in: state, from: tables) { note("objects and agent", "different", object) }
     for drift in try engine.verify(tables) { note("agent and kernel", drift.kind.rawValue, drift.object) }
     count(engine.takeReport())
+    for drift in try sockets?.verify(tables) ?? [] { note("agent and sockets", drift.kind.rawValue, drift.object) }
     clinux_malloc_trim()
     return ["apiVersion": "sluice.dev/v1", "differences": .array(differences)]
   }

@@ -1,3 +1,4 @@
+import BPFLoader
 import CLinux
 import ClusterSource
 import DataplaneModel
@@ -24,6 +25,9 @@ actor Reconciler {
   var policies: PolicyCompiler
   var tables = Tables()
   var engine: NFTablesEngine
+  /// nil: all Services by packets.
+  var sockets: SocketBalancer?
+  let socketSweeper: SocketSweeper
   var routes: NodeRoutes
   let addresses: RouteSocket
   let sweeper: FlowSweeper
@@ -77,6 +81,8 @@ actor Reconciler {
     policies = PolicyCompiler(inForce: IdentitiesInForce(addresses: inForce.addresses, atoms: inForce.atoms))
     routes = try NodeRoutes()
     addresses = try RouteSocket()
+    sockets = try SocketLB.start(configuration)
+    socketSweeper = SocketSweeper(logger: logger)
     sweeper = FlowSweeper(conntrack: try ConntrackSocket(), logger: logger)
     records = EndpointRecordStore(directory: configuration.runDir + "/endpoints")
     healthChecks = HealthCheckServers(logger: logger)

@@ -25,7 +25,7 @@ struct SluiceAgent: AsyncParsableCommand {
     if cleanup {
       try Cleanup.run(
         stateDir: options.stateDir ?? "/var/lib/sluice", runDir: options.runDir ?? "/run/sluice",
-        cniConfDir: options.cniConfDir)
+        cniConfDir: options.cniConfDir, bpffs: options.bpffs ?? SocketLB.defaultFolder)
       return
     }
     let configuration = try AgentConfiguration(options) { path in

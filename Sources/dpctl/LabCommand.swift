@@ -38,6 +38,8 @@ struct LabUp: ParsableCommand {
   @OptionGroup var binaries: LabBinaries
   @Option(name: .long, help: "The agents' engine.")
   var engine = "nftables"
+  @Option(name: .long, help: "Whose connections are translated at the socket: off, host or all.")
+  var socketLb: String?
   @Flag(name: .customLong("no-agents"), help: "Start no agents; pods are attached by the plugin alone.")
   var noAgents = false
   @Flag(name: .long, help: "Stay until Ctrl-C, then take the lab down.")
@@ -47,6 +49,7 @@ struct LabUp: ParsableCommand {
     var configuration = LabConfiguration(name: name.name, nodes: nodes, binDirectory: try binaries.directory())
     configuration.startsAgents = !noAgents
     configuration.engine = engine
+    configuration.socketLB = socketLb
     let lab = try Lab(configuration)
     let signals = LabSignals(interrupting: lab)
     let begin = monotonicNanoseconds()

@@ -1,0 +1,37 @@
+import ArgumentParser
+import BPFLoader
+import DataplaneModel
+import Glibc
+import Netlink
+
+/// Whose connections to Services are translated at their socket.
+enum SocketLB: String, Sendable, CaseIterable, ExpressibleByArgument {
+  /// Nobody's: all by packets.
+  case off
+  /// The node's own processes.
+  case host
+  /// And its pods.
+  case all
+}
+
+extension SocketLB {
+  static let defaultFolder = "/sys/fs/bpf/sluice"
+
+  /// Loads what the configuration asks for; where that is nothing, removes what an earlier agent left: its programs would
+  /// go on with tables that nobody keeps.
+  static func start(_ configuration: AgentConfiguration) throws -> SocketBalancer? {
+    guard configuration.socketLB != .off else {
+      try removeLeftOvers(configuration.bpffs)
+      return nil
+    }
+    try BPFFileSystem.mount(for: configuration.bpffs)
+    return try SocketBalancer(
+      pins: try PinFolder(configuration.bpffs), cgroup: try configuration.cgroup ?? BPFFileSystem.cgroupRoot(),
+      hostCookie: try NetworkNamespace.current.cookie(), servesPods: configuration.socketLB == .all)
+  }
+
+  static func removeLeftOvers(_ folder: String) throws {
+    guard access(folder, F_OK) == 0 else { return }
+    try SocketBalancer.cleanUp(try PinFolder(folder))
+  }
+}
