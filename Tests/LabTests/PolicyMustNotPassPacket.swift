@@ -25,8 +25,8 @@ final class RawSocket: Sendable {
     }
   }
 
-  /// The next packet, with what struct sockaddr_ll says of its kind; nil when none waits.
-  func receive(_ buffer: inout [UInt8]) -> (length: Int, kind: UInt8)? {
+  /// The next packet, with what struct sockaddr_ll says of its device and kind; nil when none waits.
+  func receive(_ buffer: inout [UInt8]) -> (length: Int, device: Int32, kind: UInt8)? {
     var name = sockaddr_storage()
     var length = socklen_t(MemoryLayout<sockaddr_storage>.size)
     let count = buffer.withUnsafeMutableBytes { bytes in
@@ -37,7 +37,7 @@ final class RawSocket: Sendable {
       }
     }
     guard count > 0 else { return nil }
-    return (count, withUnsafeBytes(of: name) { $0[10] })
+    return withUnsafeBytes(of: name) { (count, $0.loadUnaligned(fromByteOffset: 4, as: Int32.self), $0[10]) }
   }
 }
 

@@ -32,11 +32,13 @@ struct ProbeWitness: Sendable {
   enum Kind: UInt8, Sendable {
     /// In a pod: what comes in.
     case incoming = 0  // PACKET_HOST
-    /// On a node: what leaves it, to a pod or to the wire.
+    /// On a node: what leaves it.
     case outgoing = 4  // PACKET_OUTGOING
   }
   var network: NetworkNamespace
   var kind: Kind
+  /// The index of a device that is not looked at: a node's uplink, where only what goes to its pods counts.
+  var otherThan: Int32?
 }
 
 /// Sends first packets from every source to every target: each millisecond one on each path, by turns UDP and TCP SYN,
@@ -105,7 +107,7 @@ final class MustNotPassProber: Sendable {
     self.log = log
     witnesses = try places.map { place in
       let socket = try place.network.run { try RawSocket(AF_PACKET, SOCK_DGRAM, 0x0300) }  // ETH_P_ALL
-      return BackgroundWork { shouldStop in Self.watch(socket, place.kind, log, shouldStop) }
+      return BackgroundWork { shouldStop in Self.watch(socket, place, log, shouldStop) }
     }
     sender = BackgroundWork { [packets, outlets] shouldStop in Self.send(packets, outlets, log, shouldStop) }
   }
@@ -142,7 +144,7 @@ final class MustNotPassProber: Sendable {
   }
 
   private static func watch(
-    _ socket: RawSocket, _ kind: ProbeWitness.Kind, _ log: SharedLog, _ shouldStop: () -> Bool
+    _ socket: RawSocket, _ place: ProbeWitness, _ log: SharedLog, _ shouldStop: () -> Bool
   ) {
     var buffer = [UInt8](repeating: 0, count: 2048)
     while !shouldStop() {
@@ -150,7 +152,8 @@ final class MustNotPassProber: Sendable {
       guard poll(&entry, 1, 20) > 0 else { continue }
       var seen: [(lane: Int, tick: UInt32)] = []
       while seen.count < 100, let packet = socket.receive(&buffer) {
-        guard packet.kind == kind.rawValue, let found = MustNotPassPacket.identify(buffer[..<packet.length])
+        guard packet.kind == place.kind.rawValue, packet.device != place.otherThan,
+          let found = MustNotPassPacket.identify(buffer[..<packet.length])
         else { continue }
         seen.append(found)
       }
