@@ -18,13 +18,6 @@ final class RawSocket: Sendable {
 
   deinit { close(descriptor) }
 
-  /// Sends a packet that brings its own IP header. Returns the bytes sent, or -1.
-  func send(_ packet: [UInt8], to destination: IPAddress) -> Int {
-    withSockaddr(destination, 0) { address, length in
-      packet.withUnsafeBytes { sendto(descriptor, $0.baseAddress, $0.count, Int32(MSG_DONTWAIT), address, length) }
-    }
-  }
-
   /// The next packet, with what struct sockaddr_ll says of its device and kind; nil when none waits.
   func receive(_ buffer: inout [UInt8]) -> (length: Int, device: Int32, kind: UInt8)? {
     var name = sockaddr_storage()
@@ -49,7 +42,8 @@ struct MustNotPassPacket: Sendable {
   private static let payloadBytes = magic.count + 5
   private static let firstSourcePort: UInt32 = 20_000
 
-  let destination: IPAddress
+  /// struct sockaddr_in or sockaddr_in6.
+  private let address: [UInt8]
   private let isTCP: Bool
   private let headerBytes: Int
   private let sourcePorts: UInt32
@@ -59,7 +53,9 @@ struct MustNotPassPacket: Sendable {
 
   /// - Parameter sourcePorts: how many there are; a packet whose port was not used for long begins a flow.
   init(from source: IPAddress, to destination: IPAddress, isTCP: Bool, lane: Int, sourcePorts: UInt32) {
-    self.destination = destination
+    address = withSockaddr(destination, 0) { pointer, length in
+      Array(UnsafeRawBufferPointer(start: pointer, count: Int(length)))
+    }
     self.isTCP = isTCP
     self.sourcePorts = sourcePorts
     let transport = (isTCP ? 20 : 8) + Self.payloadBytes
@@ -77,19 +73,34 @@ struct MustNotPassPacket: Sendable {
     constantSum = Self.sum(source.bytes + destination.bytes + size + [0, proto]) + Self.sum(bytes[headerBytes...])
   }
 
-  /// The packet of a tick, ready to be sent. The kernel adds IPv4's checksum.
-  mutating func at(tick: UInt32) -> [UInt8] {
-    let port = Self.big(UInt16(Self.firstSourcePort + tick / 4 % sourcePorts))
-    let number = withUnsafeBytes(of: tick.bigEndian) { Array($0) }
-    bytes.replaceSubrange(headerBytes..<headerBytes + 2, with: port)
-    bytes.replaceSubrange(bytes.count - 4..<bytes.count, with: number)
+  /// Sends the packet of a tick; whether the kernel took it. It adds IPv4's checksum itself.
+  mutating func send(tick: UInt32, by socket: RawSocket) -> Bool {
+    // Emulated machines are slow: nothing here is computed twice.
+    let port = Self.firstSourcePort + tick / UInt32(MustNotPassProber.kinds) % sourcePorts
+    let end = bytes.count
+    put(port, 2, at: headerBytes)
+    put(tick, 4, at: end - 4)
     // The number may begin at an odd place of the transport's bytes.
-    let isOdd = (bytes.count - 4 - headerBytes) % 2 == 1
-    let sum = constantSum + Self.sum(port[...]) + Self.sum((isOdd ? [0] + number : number)[...])
-    let checksum = Self.big(Self.folded(sum))
-    let place = headerBytes + (isTCP ? 16 : 6)
-    bytes.replaceSubrange(place..<place + 2, with: checksum == [0, 0] ? [0xff, 0xff] : checksum)
-    return bytes
+    let isOdd = (end - 4 - headerBytes) % 2 == 1
+    let number =
+      isOdd ? tick >> 24 + tick >> 8 & 0xffff + (tick & 0xff) << 8 : tick >> 16 + tick & 0xffff
+    let checksum = Self.folded(constantSum + port + number)
+    put(UInt32(checksum == 0 ? 0xffff : checksum), 2, at: headerBytes + (isTCP ? 16 : 6))
+    let sent = bytes.withUnsafeBytes { packet in
+      address.withUnsafeBytes { address in
+        address.withMemoryRebound(to: sockaddr.self) {
+          sendto(
+            socket.descriptor, packet.baseAddress, end, Int32(MSG_DONTWAIT), $0.baseAddress, socklen_t(address.count))
+        }
+      }
+    }
+    return sent == end
+  }
+
+  private mutating func put(_ value: UInt32, _ count: Int, at place: Int) {
+    for index in 0..<count {
+      bytes[place + index] = UInt8(truncatingIfNeeded: value >> UInt32((count - 1 - index) * 8))
+    }
   }
 
   /// Lane and tick of a packet of the prober; nil for others, and for errors that quote one.

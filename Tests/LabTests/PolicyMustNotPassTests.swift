@@ -9,7 +9,7 @@ import Testing
 extension PolicyBehaviour {
   @Suite("must not pass", .serialized)
   struct MustNotPass {
-    private static let nodes = ["node1", "node2"]
+    static let nodes = ["node1", "node2"]
     private static let server =
       "{podSelector: {matchLabels: {role: server}}, ingress: [{from: [{namespaceSelector: {}, "
       + "podSelector: {matchLabels: {role: client}}}]}]}"
@@ -17,8 +17,8 @@ extension PolicyBehaviour {
 
     /// A stranger whom the servers do not admit, one in a cage who may not go out, and a client who may: to a server on
     /// their own node and to one on another. Before and after `body` no policy is in force, and everything passes.
-    private static func run(
-      _ purpose: String, _ body: (PolicyStage, MustNotPassProber) throws -> Void
+    static func run(
+      _ purpose: String, without absent: String? = nil, _ body: (PolicyStage, MustNotPassProber) throws -> Void
     ) throws {
       try PolicyStage.run(purpose) { stage in
         for (name, node) in [("s/near", "node1"), ("s/far", "node2")] {
@@ -28,13 +28,13 @@ extension PolicyBehaviour {
           "a/stranger": ["role": "stranger"], "a/caged": ["role": "client", "cage": "shut"],
           "a/client": ["role": "client"],
         ]
-        for (name, labels) in labels { try stage.pod(name, on: "node1", labels: labels) }
+        for (name, labels) in labels where name != absent { try stage.pod(name, on: "node1", labels: labels) }
         func close() throws {
           try stage.policy("s/np", server)
           try stage.policy("a/cage", cage)
         }
         let lab = stage.lab
-        let sources = try labels.keys.sorted().map { name in
+        let sources = try labels.keys.sorted().filter { $0 != absent }.map { name in
           let pod = try lab.pod(try #require(PodName(name)))
           return ProbeSource(
             name: name, network: try lab.network(of: .pod(pod.name)), addresses: pod.addresses,
