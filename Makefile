@@ -8,7 +8,7 @@ CNI_BIN ?= /opt/cni/bin
 DESTDIR ?=
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help deps build run test check unit lab-test policy-check format install uninstall clean
+.PHONY: help deps build run test check unit lab-test vm-test policy-check format install uninstall clean
 
 help: ## Print this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -23,7 +23,7 @@ run: build ## Bring up a cluster in namespaces, show Services at work, leave a c
 	@echo "== demo: two nodes and a small shop, in network namespaces"
 	@$(SUDO) bin/dpctl lab demo
 
-test: build check lab-test policy-check ## Everything: format, lint, unit, kernel and lab tests, independent check.
+test: build check lab-test vm-test policy-check ## Everything that CI runs: all the tests below.
 
 check: deps ## Fast: format, lint, warnings as errors, unit and kernel tests.
 	@scripts/check
@@ -32,6 +32,9 @@ unit: check
 
 lab-test: build ## Tests that run the built programs in labs.
 	@scripts/lab-test
+
+vm-test: build ## Tests that need a machine of their own: in a virtual one (fetches QEMU and a kernel once).
+	@scripts/vm-test
 
 policy-check: deps ## Compare what policies mean with another program's reading (from PyPI).
 	@scripts/policy-check

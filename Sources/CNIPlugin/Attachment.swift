@@ -42,6 +42,7 @@ enum Attachment {
         CNIError(.io, "\($0)")
       }
       try publish(record, config)
+      try kernel { try shape.open(addresses, in: target.namespace, node: node) }
     } catch {
       do throws(CNIError) {
         try remove(invocation.containerID, invocation.interfaceName, shape, config, node)

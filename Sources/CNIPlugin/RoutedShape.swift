@@ -44,12 +44,13 @@ struct RoutedShape {
 
   // MARK: Attach
 
-  /// Builds everything. On an error the caller removes the host end, and with it all the rest.
+  /// Builds everything, and leaves the host end down: nothing gets in or out before `open`. On an error the caller
+  /// removes the host end, and with it all the rest.
   func attach(_ addresses: [IPAddress], mtu: Int, in namespace: NetworkNamespace, node: RouteSocket) throws {
     let descriptor = try namespace.open()
     try createPair(mtu: mtu, peerNamespace: descriptor.number, node: node)
     try configurePod(addresses, in: namespace)
-    try configureNode(addresses, node: node)
+    try configureNode(families: Set(addresses.map(\.family)))
   }
 
   private func createPair(mtu: Int, peerNamespace: CInt, node: RouteSocket) throws {
@@ -102,8 +103,7 @@ struct RoutedShape {
     }
   }
 
-  private func configureNode(_ addresses: [IPAddress], node: RouteSocket) throws {
-    let families = Set(addresses.map(\.family))
+  private func configureNode(families: Set<IPFamily>) throws {
     try Self.writeSettings(
       [
         (.v6, "disable_ipv6", "0", families.contains(.v6) ? [hostInterface] : []),
@@ -113,6 +113,10 @@ struct RoutedShape {
         (.v6, "accept_ra", "0", [hostInterface]), (.v6, "accept_redirects", "0", [hostInterface]),
         (.v6, "accept_dad", "0", [hostInterface]),
       ], families: families)
+  }
+
+  /// Lets packets through, once somebody judges them; returns when the pod can send.
+  func open(_ addresses: [IPAddress], in namespace: NetworkNamespace, node: RouteSocket) throws {
     guard let link = try node.link(named: hostInterface) else {
       throw SystemError(operation: "find the pod's host end", object: hostInterface, errno: ENODEV)
     }
@@ -122,7 +126,19 @@ struct RoutedShape {
       // Replaced, not added: whoever had the address before is gone, and a route it left behind would catch our packets.
       try node.replaceRoute(Route(destination: CIDR(host: address), interfaceIndex: link.index))
     }
+    let name = podInterface
+    try namespace.run {
+      let pod = try RouteSocket()
+      // The kernel looks at carriers in a work queue: mostly it has by now. A pod's first packet is not worth a failure.
+      for _ in 0..<Self.carrierPolls {
+        if try pod.link(named: name)?.isRunning == true { return }
+        usleep(Self.carrierPollMicroseconds)
+      }
+    }
   }
+
+  private static let carrierPolls = 100
+  private static let carrierPollMicroseconds: UInt32 = 200
 
   /// Writes interface settings of the calling thread's namespace. A kernel without a family has none of its settings,
   /// which matters only where an address of the family is wanted.

@@ -19,19 +19,7 @@ extension Lab {
   /// When it returns, the built-in server listens, and the manifests say so: never the other way round.
   @discardableResult
   public func addPod(_ spec: PodSpec) throws -> LabPod {
-    try checkInterrupted()
-    _ = try index(ofNode: spec.node)
-    for (field, value) in [("pod namespace", spec.pod.namespace), ("pod name", spec.pod.name)] {
-      try LabConfiguration.validate(field, value)
-    }
-    let uid = try Self.randomUUID()
-    let containerID = try (Self.randomUUID() + Self.randomUUID()).filter { $0 != "-" }
-    var pod = LabPod(spec: spec, uid: uid, containerID: containerID)
-    try members.withLock { members in
-      guard members.pods[spec.pod] == nil else { throw LabError.exists(kind: "pod", name: "\(spec.pod)") }
-      members.pods[spec.pod] = pod
-      try ensureNamespace(spec.pod.namespace, &members)
-    }
+    var pod = try register(spec)
     do {
       // The API server knows a pod before its sandbox is made.
       try writePod(pod)
@@ -97,6 +85,31 @@ extension Lab {
   }
 
   // MARK: Steps
+
+  private func register(_ spec: PodSpec) throws -> LabPod {
+    try checkInterrupted()
+    _ = try index(ofNode: spec.node)
+    for (field, value) in [("pod namespace", spec.pod.namespace), ("pod name", spec.pod.name)] {
+      try LabConfiguration.validate(field, value)
+    }
+    let uid = try Self.randomUUID()
+    let containerID = try (Self.randomUUID() + Self.randomUUID()).filter { $0 != "-" }
+    let pod = LabPod(spec: spec, uid: uid, containerID: containerID)
+    try members.withLock { members in
+      guard members.pods[spec.pod] == nil else { throw LabError.exists(kind: "pod", name: "\(spec.pod)") }
+      members.pods[spec.pod] = pod
+      try ensureNamespace(spec.pod.namespace, &members)
+    }
+    return pod
+  }
+
+  /// The Pod object and its sandbox, for a caller that plays the runtime itself.
+  func createSandbox(of spec: PodSpec) throws -> LabPod {
+    let pod = try register(spec)
+    try writePod(pod)
+    try createSandbox(pod)
+    return pod
+  }
 
   private static func randomUUID() throws(LabError) -> String {
     guard let text = Files.text("/proc/sys/kernel/random/uuid") else {

@@ -12,6 +12,14 @@ final class Connection {
   private var sequence: UInt32 = 1
   private var buffer = [UInt8](repeating: 0, count: 1 << 17)
   private(set) var report = Report()
+  /// How bytes get to the kernel and back; tests have it fail.
+  var calls = Calls()
+
+  /// send(2) and recv(2) with their results and errno.
+  struct Calls {
+    var send: (CInt, UnsafeRawBufferPointer) -> Int = { Glibc.send($0, $1.baseAddress, $1.count, 0) }
+    var receive: (CInt, UnsafeMutableRawBufferPointer, CInt) -> Int = { recv($0, $1.baseAddress, $1.count, $2) }
+  }
 
   /// Counted since the last `takeReport`.
   struct Report {
@@ -61,7 +69,7 @@ final class Connection {
     batch.append(operations)
     var sent = false
     batch.finish { bytes in
-      sent = Self.retrying { send(descriptor.number, bytes.baseAddress, bytes.count, 0) } == bytes.count
+      sent = Self.retrying { calls.send(descriptor.number, bytes) } == bytes.count
     }
     let sendErrno = Glibc.errno
     sequence = batch.nextSequence
@@ -79,7 +87,7 @@ final class Connection {
     let last = batch.objects.last?.sequence
     let first = batch.objects.first?.sequence ?? 0
     receiving: while true {
-      let count = Self.retrying { recv(descriptor.number, &buffer, buffer.count, Int32(MSG_DONTWAIT)) }
+      let count = receive(CInt(MSG_DONTWAIT))
       guard count > 0 else {
         if count < 0, Glibc.errno == ENOBUFS { failure = failure ?? Self.failure("commit", "answers were lost") }
         break receiving
@@ -151,13 +159,14 @@ final class Connection {
     }
     report.messages += 1
     if dump { report.dumps += 1 }
-    guard Self.retrying({ send(descriptor.number, message, length, 0) }) == length else {
-      throw Self.failure("send request")
+    let sent = message.withUnsafeBytes { bytes in
+      Self.retrying { calls.send(descriptor.number, UnsafeRawBufferPointer(rebasing: bytes[..<length])) }
     }
+    guard sent == length else { throw Self.failure("send request") }
     var finished = false
     var failure: NFTablesError?
     while !finished {
-      let count = Self.retrying { recv(descriptor.number, &buffer, buffer.count, 0) }
+      let count = receive(0)
       guard count > 0 else { throw Self.failure("read an answer") }
       buffer.withUnsafeBytes { bytes in
         forEachMessage(in: UnsafeRawBufferPointer(rebasing: bytes[..<count])) { message in
@@ -180,6 +189,10 @@ final class Connection {
       }
     }
     if let failure { throw failure }
+  }
+
+  private func receive(_ flags: CInt) -> Int {
+    buffer.withUnsafeMutableBytes { bytes in Self.retrying { calls.receive(descriptor.number, bytes, flags) } }
   }
 
   /// EINTR repeats the call; every other answer is the caller's.

@@ -53,6 +53,7 @@ extension Layout {
     var isReply: Bool
 
     var chain: String { isReply ? "\(direction)-reply" : "\(direction)" }
+    var clauseChain: String { "\(chain)-clauses" }
     /// The pod's device, the peer's address and the flow's destination port as this packet shows them.
     var device: MetaKey { (direction == .egress) != isReply ? .inputName : .outputName }
     var peerIsDestination: Bool { (direction == .egress) != isReply }
@@ -74,7 +75,10 @@ extension Layout {
       chains.append(ChainSpec(name: "deny-\(direction)", rules: reportRules(direction, isAudit: false)))
       chains.append(ChainSpec(name: "audit-\(direction)", rules: reportRules(direction, isAudit: true)))
     }
-    for side in Side.all { chains.append(ChainSpec(name: side.chain, rules: judgingRules(side))) }
+    for side in Side.all {
+      chains.append(ChainSpec(name: side.clauseChain, rules: clauseRules(side)))
+      chains.append(ChainSpec(name: side.chain, rules: judgingRules(side)))
+    }
     chains.append(
       ChainSpec(
         name: "judge-answer",
@@ -172,6 +176,8 @@ extension Layout {
 
   // MARK: Judging
 
+  /// Who is judged at all. Maps are only ever asked for what they lead to: before Linux 6.5 a map cannot be asked, as a
+  /// set can, whether it has a key, and no kernel can be asked whether it has none and what it leads to.
   private func judgingRules(_ side: Side) -> [RuleSpec] {
     let unrestricted = RuleSpec(
       comment: "no policy",
@@ -179,29 +185,35 @@ extension Layout {
         + lookup(side.subjects, key: Register(0), to: Register(8)) + [
           .compare(Register(8), equal: true, [0, 0, 0, 0]), .verdict(.return),
         ])
+    let peerIsKnown = RuleSpec(
+      comment: "a live flow whose peer is known",
+      expressions: state(State.established) + judgedOnce
+        + [.meta(.mark, to: savedMark), peer(side, to: Register(0))]
+        + lookup(.identities, key: Register(0), to: Register(9)) + [.verdict(.goto(side.clauseChain))])
     // A peer that is gone ends no flow that it was allowed: one that was denied since has no mark.
     let peerIsGone = RuleSpec(
       comment: "a live flow whose peer is gone",
       expressions: state(State.established) + judgedOnce + [
-        peer(side, to: Register(0)), .lookup(.identities, key: Register(0), to: nil, inverted: true),
         peer(side, to: Register(0)), .lookup(.podRanges, key: Register(0), to: nil, inverted: false),
         .verdict(.return),
       ])
+    let others = RuleSpec(comment: "all others", expressions: [.verdict(.goto(side.clauseChain))])
+    return [unrestricted, peerIsKnown, peerIsGone, others]
+  }
+
+  private func clauseRules(_ side: Side) -> [RuleSpec] {
     let known = RuleSpec(
-      comment: "the pod is not known",
-      expressions: [
-        .meta(side.device, to: Register(0)), .lookup(side.subjects, key: Register(0), to: nil, inverted: true),
-        .verdict(.goto("drop-unknown-endpoint")),
-      ])
-    let rest = RuleSpec(comment: "a look-up failed", expressions: [.verdict(.goto("drop-no-verdict"))])
-    return [unrestricted, peerIsGone]
-      + Path.all.map { path in
-        RuleSpec(
-          comment: path.comment,
-          expressions: clause(side, path) + [
-            .verdictLookup(.verdicts, key: Register(10)), .verdict(.goto("deny-\(side.direction)")),
-          ])
-      } + [known, rest]
+      comment: "a look-up failed",
+      expressions: [.meta(.mark, to: savedMark), .meta(side.device, to: Register(0))]
+        + lookup(side.subjects, key: Register(0), to: Register(8)) + [.verdict(.goto("drop-no-verdict"))])
+    let rest = RuleSpec(comment: "the pod is not known", expressions: [.verdict(.goto("drop-unknown-endpoint"))])
+    return Path.all.map { path in
+      RuleSpec(
+        comment: path.comment,
+        expressions: clause(side, path) + [
+          .verdictLookup(.verdicts, key: Register(10)), .verdict(.goto("deny-\(side.direction)")),
+        ])
+    } + [known, rest]
   }
 
   /// The ways to a clause, in the order in which they are tried. Each is one rule: registers do not outlive it.

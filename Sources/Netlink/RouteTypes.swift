@@ -23,6 +23,8 @@ public struct Link: Sendable, Hashable {
 
   public var isUp: Bool { flags & 1 != 0 }
   public var isLoopback: Bool { flags & 8 != 0 }
+  /// Up, with a carrier, and the kernel has noticed it: what is sent before that is lost.
+  public var isRunning: Bool { flags & 0x40 != 0 }
 }
 
 /// An address of an interface with the prefix it is on: host bits stay.

@@ -1,5 +1,6 @@
 import Glibc
 import LocalAPI
+import Netlink
 import NetworkTypes
 import Testing
 
@@ -39,6 +40,26 @@ struct AgentTests {
     #expect(try pod.links() == ["lo"])
     #expect(try node.leftovers() == [])
     if let agent { #expect(agent.requests.last?.line == "DELETE /v1/endpoints/c1/eth0") }
+  }
+
+  @Test("nothing goes through the pod's device before the agent has answered, in no direction")
+  func closedUntilProgrammed() throws {
+    let agent = try node.startAgent(.silent)
+    let pod = try Pod()
+    let running = try node.start("ADD", netns: pod.path, config(["agentTimeoutMilliseconds": 3000]))
+    while agent.requests.isEmpty { usleep(1000) }
+    let route = try RouteSocket(in: node.network.namespace)
+    let devices = try route.links().filter { $0.name.hasPrefix("slc") }
+    #expect(devices.map(\.isUp) == [false])
+    let ranges = ["10.77.0.0/24", "fd00:77::/64"].compactMap { CIDR($0) }
+    let ways = try route.routes().filter { route in ranges.contains { $0.contains(route.destination.address) } }
+    #expect(ways.isEmpty, "\(ways)")
+    #expect(running.finish().errorCode == 11)
+
+    let second = try node.startAgent()
+    try node.add("c2", pod, config())
+    #expect(try route.links().filter { $0.name.hasPrefix("slc") }.map(\.isUp) == [true])
+    withExtendedLifetime((agent, second)) {}
   }
 
   @Test("DEL succeeds whatever the agent does", arguments: 0..<3)

@@ -31,13 +31,13 @@ import Testing
   /// The only policy that allows the flow that is to end before the stream begins.
   private static let passing = "{podSelector: {matchLabels: {app: api}}, ingress: [{ports: [{port: 5432}]}]}"
 
-  private struct Stage {
+  struct Stage {
     var node: PolicyNode
     var stream: PolicyStream
   }
 
   /// The scene with its lanes: first packets of every kind, a live flow that is allowed, one that is denied by now.
-  private static func stage(_ findings: inout Findings) throws -> Stage {
+  static func stage(_ findings: inout Findings) throws -> Stage {
     var policies = Self.policies
     policies["passing"] = passing
     let scene = try PolicyScene(policies)
@@ -78,7 +78,7 @@ import Testing
 
   // MARK: Changes that change nothing for the stream
 
-  private static func policy(
+  static func policy(
     _ name: String, _ spec: String, mode: NetworkPolicy.Mode = .enforce
   ) throws -> ObjectChange {
     var policy = try PolicyScene([name: spec]).world.policies[0]
@@ -86,8 +86,7 @@ import Testing
     return .upsert(.networkPolicy(policy))
   }
 
-  private static func relabelled(_ world: PolicyWorld, _ name: String, _ key: String, _ value: String) -> [ObjectChange]
-  {
+  static func relabelled(_ world: PolicyWorld, _ name: String, _ key: String, _ value: String) -> [ObjectChange] {
     world.pods.filter { $0.key == PolicyScene.key(name) }.map { pod in
       var pod = pod
       pod.labels[key] = value
@@ -154,7 +153,7 @@ import Testing
     }
   }
 
-  private static func denials(_ node: PolicyNode) throws -> String {
+  static func denials(_ node: PolicyNode) throws -> String {
     try ["deny-egress", "deny-ingress", "drop-no-verdict", "drop-unknown-endpoint", "drop-forged"].map {
       "\($0) \(try node.counted(chain: $0))"
     }.joined(separator: ", ")
@@ -202,7 +201,7 @@ import Testing
         for round in 0..<20 {
           // What an agent did not live to put into the kernel, or to remove from it.
           let changes = round % 3
-          for _ in 0..<changes { try stage.node.advance(try Self.change(stage.node.world, using: &random)) }
+          for _ in 0..<changes { stage.node.advance(try Self.change(stage.node.world, using: &random)) }
           let (report, drift) = try stage.node.restart()
           if changes == 0, round > 0 {
             findings.expect(drift.allSatisfy { $0.kind == .extra }, "round \(round): \(drift)")

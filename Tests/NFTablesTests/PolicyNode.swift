@@ -48,7 +48,7 @@ struct PolicyNode {
   }
 
   /// The tables go on, the kernel stays behind.
-  mutating func advance(_ changes: [ObjectChange]) throws {
+  mutating func advance(_ changes: [ObjectChange]) {
     compiled.apply(changes)
     tables.apply(compiled.lastDelta)
   }
