@@ -62,8 +62,8 @@ extension PolicyCompiler {
     guard let subject = subjects[id], subject.wildcard == nil else { return }
     var identities: Set<IdentityID> = []
     if !subject.key.isClosed {
-      for peer in subject.rulesOfPeer.keys { identities.formUnion(classes.byPeer[peer] ?? []) }
-      for port in subject.peerPorts { identities.formUnion(classes.byNamedPort[port] ?? []) }
+      for peer in subject.rulesOfPeer.keys { identities.formUnion(classes.matching(peer)) }
+      for port in subject.peerPorts { identities.formUnion(classes.declaring(port)) }
       guard pairCount + identities.count <= pairLimit else {
         return close(id, needing: identities.count, now, tables, &delta)
       }
@@ -169,10 +169,7 @@ extension PolicyCompiler {
   ) {
     for identity in changes.created.sorted() {
       guard let key = classes.key(of: identity) else { continue }
-      var users: Set<SubjectID> = []
-      for peer in key.peers { users.formUnion(subjectsOfPeer[peer] ?? []) }
-      for port in key.namedPorts { users.formUnion(subjectsOfPort[port.port] ?? []) }
-      for id in users where subjects[id]?.wildcard != nil {
+      for id in users(of: key) where subjects[id]?.wildcard != nil && subjects[id]?.pairs.contains(identity) == false {
         if pairCount < pairLimit {
           compilePair(id, identity, &delta)
         } else {
@@ -181,18 +178,23 @@ extension PolicyCompiler {
       }
     }
     delta.identities = changes.moves
-    var compared: [Change<IdentityID>: Bool] = [:]
-    for move in changes.moves.values where !delta.rejudgesFlows {
-      guard let old = move.old, let new = move.new else { continue }
-      let differ = compared[move] ?? differ(old, new, tables, delta)
-      compared[move] = differ
-      if differ { delta.rejudgesFlows = true }
+    for move in changes.relabelled where !delta.rejudgesFlows {
+      if let old = move.old, let new = move.new, differ(old, new, tables, delta) { delta.rejudgesFlows = true }
     }
-    for identity in changes.died {
-      for id in subjects.keys where subjects[id]?.pairs.remove(identity) != nil {
+    for (identity, key) in changes.died {
+      for id in users(of: key) where subjects[id]?.pairs.remove(identity) != nil {
         removePair(PairKey(id, identity), tables, &delta)
       }
     }
+  }
+
+  /// The subjects that say of a class what they do not say of just anybody.
+  private func users(of key: ClassKey) -> Set<SubjectID> {
+    var users: Set<SubjectID> = []
+    for peer in key.profile.peers { users.formUnion(subjectsOfPeer[peer] ?? []) }
+    for peer in key.blocks.peers { users.formUnion(subjectsOfPeer[peer] ?? []) }
+    for port in key.namedPorts { users.formUnion(subjectsOfPort[port.port] ?? []) }
+    return users
   }
 
   /// Whether any subject makes a difference between them.

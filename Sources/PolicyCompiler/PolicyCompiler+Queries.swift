@@ -32,6 +32,7 @@ extension PolicyCompiler {
   /// The pod that has an address: the local one, else the first by name.
   func claimant(of address: IPAddress) -> ObjectKey? {
     guard let claimants = claims[address] else { return nil }
+    if claimants.count == 1 { return claimants[0] }
     let local = localAddresses[address].map { local in claimants.filter(local.contains) } ?? []
     return local.min() ?? claimants.min()
   }

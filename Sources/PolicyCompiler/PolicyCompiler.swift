@@ -24,10 +24,10 @@ public struct LocalPod: Sendable, Hashable {
 /// A policy is in force when it selects a pod of this node, and for some time after. Everything else is indexed, not
 /// compiled. One owner; deltas must be applied to the tables in the order in which they are made.
 public struct PolicyCompiler {
-  private var policies = SelectorIndex<ObjectKey>()
-  private var contentHashes: [ObjectKey: [PolicyDirection: UInt64]] = [:]
+  var policies = SelectorIndex<ObjectKey>()
+  var contentHashes: [ObjectKey: [PolicyDirection: UInt64]] = [:]
   var locals: [String: LocalPod] = [:]
-  private var interfacesOfPod: [ObjectKey: Set<String>] = [:]
+  var interfacesOfPod: [ObjectKey: Set<String>] = [:]
   private var interfacesOfNamespace: [String: Set<String>] = [:]
   /// Whose local address it is, for claims.
   var localAddresses: [IPAddress: Set<ObjectKey>] = [:]
@@ -38,26 +38,27 @@ public struct PolicyCompiler {
   var subjectsOfPeer: [PeerID: Set<SubjectID>] = [:]
   var subjectsOfPort: [NamedPort: Set<SubjectID>] = [:]
   /// Subjects that no pod has any more, and since when.
-  private var idle: [SubjectID: ContinuousClock.Instant] = [:]
+  var idle: [SubjectID: ContinuousClock.Instant] = [:]
 
   var registry = PeerRegistry()
+  /// Those that classes know of.
+  var namedPortsInForce: Set<NamedPort> = []
   var classes: ClassTable
   /// What of each pod is in the identity table.
-  private var placed: [ObjectKey: Placement] = [:]
+  var placed: [ObjectKey: Placement] = [:]
   /// Who says that an address is theirs: mostly one.
   var claims: [IPAddress: [ObjectKey]] = [:]
   var nodeAddresses: Set<IPAddress> = []
   /// The pod that had each address last, as a number: whoever has it next must not inherit its flows.
-  private var lastOwners: [IPAddress: Int] = [:]
-  private var reused: Set<IPAddress> = []
-  private var hasNewReuse = false
+  var lastOwners: [IPAddress: Int] = [:]
+  var reused: Set<IPAddress> = []
+  var hasNewReuse = false
   /// Before the first round is through no address has a place: the peers in force come first, so that each class is made
   /// once and takes the number it has in the kernel.
-  private var hasStarted = false
-  private var isGathering = false
-  private var atoms: [IPFamily: Atoms] = [:]
-  private var podRanges: Set<CIDR> = []
-  private var blockTables: [IPFamily: BlockTable] = [:]
+  var hasStarted = false
+  var isGathering = false
+  var podRanges: Set<CIDR> = []
+  var blockTables: [IPFamily: BlockTable] = [:]
 
   var values = PairValues()
   /// Pairs in the tables, wildcards apart.
@@ -70,8 +71,10 @@ public struct PolicyCompiler {
   /// How long a policy stays in force after the last pod it selects is gone: the next one starts sooner.
   public let linger: Duration
 
-  private struct Placement {
-    var group: PodGroupID?
+  struct Placement {
+    var group: PodGroupID
+    /// Stands for the pod's name and UID.
+    var owner: Int
     var addresses: [IPAddress]
   }
 
@@ -143,7 +146,7 @@ public struct PolicyCompiler {
     retire(now, &work, tables, &delta)
     dirty.formUnion(reopen())
     for interface in dirty.sorted() { updateSubjects(of: interface, state, now, &fresh, &work, &delta) }
-    finish(work, state, &delta)
+    follow(work, state, &delta)
     if !hasStarted {
       hasStarted = true
       // Each address once, when all claims to it are known.
@@ -212,317 +215,5 @@ public struct PolicyCompiler {
     guard let key = local.pod, let pod = state.pod(key), pod.isSelectable else { return nil }
     guard let uid = local.uid, !uid.isEmpty, !pod.uid.isEmpty else { return pod }
     return pod.uid == uid ? pod : nil
-  }
-
-  private mutating func updateSubjects(
-    of interface: String, _ state: ClusterState, _ now: ContinuousClock.Instant, _ fresh: inout [SubjectID],
-    _ work: inout RegistryWork, _ delta: inout TableDelta
-  ) {
-    let old = subjectsOf[interface]
-    guard let local = locals[interface] else {
-      subjectsOf[interface] = nil
-      if let old { for direction in PolicyDirection.allCases { release(old[direction], now) } }
-      return
-    }
-    guard local.pod != nil else {
-      subjectsOf[interface] = .unrestricted
-      if let old { for direction in PolicyDirection.allCases { release(old[direction], now) } }
-      return
-    }
-    guard let pod = object(of: local, state) else {
-      // A pod whose object is gone runs on under the policies it had, until its sandbox is gone too. In one that has
-      // finished nothing runs.
-      if let key = local.pod, state.pod(key)?.isSelectable == false, let old {
-        subjectsOf[interface] = nil
-        for direction in PolicyDirection.allCases { release(old[direction], now) }
-      }
-      return
-    }
-    let selecting = policies.matching(
-      namespace: pod.key.namespace, namespaceLabels: state.labels(ofNamespace: pod.key.namespace), labels: pod.labels
-    ).sorted()
-    var new = Subjects()
-    for direction in PolicyDirection.allCases {
-      let id = subject(direction, pod, selecting, state, &fresh, &work, &delta)
-      if direction == .ingress { new.ingress = id } else { new.egress = id }
-    }
-    if let old {
-      for direction in PolicyDirection.allCases { release(old[direction], now) }
-      if old != new { delta.rejudgesFlows = true }
-    }
-    subjectsOf[interface] = new
-  }
-
-  /// The subject of a pod in one direction, with one use more.
-  private mutating func subject(
-    _ direction: PolicyDirection, _ pod: Pod, _ selecting: [ObjectKey], _ state: ClusterState,
-    _ fresh: inout [SubjectID], _ work: inout RegistryWork, _ delta: inout TableDelta
-  ) -> SubjectID {
-    let isolating = selecting.compactMap { state.networkPolicy($0) }.filter { $0.isolates(direction) }
-    guard !isolating.isEmpty else { return .unrestricted }
-    var key = SubjectKey(
-      direction: direction, policies: isolating.map { .init(key: $0.key, content: content($0, direction)) },
-      namedPorts: [])
-    if direction == .ingress {
-      let names = Set(isolating.flatMap { $0.rules(.ingress).flatMap(\.namedPorts) })
-      if !names.isEmpty {
-        key.namedPorts = Self.values(pod.containerPorts.numbers(of: names))
-      }
-    }
-    key.isClosed = closed[key] != nil
-    if let number = subjectNumbers.number(of: key) {
-      let id = SubjectID(rawValue: number)
-      retain(id)
-      return id
-    }
-    let id = SubjectID(rawValue: subjectNumbers.retain(key) { $0.add(to: &$1) }.number)
-    var subject = Subject(key, isolating)
-    for (index, rule) in subject.rules.enumerated() {
-      for peer in rule.peers ?? [] {
-        let peer = retain(peer, &work)
-        subject.rulesOfPeer[peer, default: []].append(index)
-        subjectsOfPeer[peer, default: []].insert(id)
-      }
-    }
-    for port in subject.peerPorts {
-      if registry.retain(port) { work.namedPorts.insert(port) }
-      subjectsOfPort[port, default: []].insert(id)
-    }
-    subject.uses = 1
-    subjects[id] = subject
-    fresh.append(id)
-    return id
-  }
-
-  private mutating func content(_ policy: NetworkPolicy, _ direction: PolicyDirection) -> UInt64 {
-    if let known = contentHashes[policy.key]?[direction] { return known }
-    let hash = policy.contentHash(direction)
-    contentHashes[policy.key, default: [:]][direction] = hash
-    return hash
-  }
-
-  private mutating func retain(_ peer: Peer, _ work: inout RegistryWork) -> PeerID {
-    let (id, isNew) = registry.retain(peer)
-    if isNew { work.added.insert(id) }
-    return id
-  }
-
-  mutating func retain(_ id: SubjectID) {
-    subjects[id]?.uses += 1
-    idle[id] = nil
-  }
-
-  mutating func release(_ id: SubjectID, _ now: ContinuousClock.Instant) {
-    guard id != .unrestricted, let uses = subjects[id]?.uses else { return }
-    subjects[id]?.uses = uses - 1
-    if uses == 1 { idle[id] = now }
-  }
-
-  private func isOver(_ id: SubjectID, since: ContinuousClock.Instant, _ now: ContinuousClock.Instant) -> Bool {
-    guard now - since < linger, let key = subjects[id]?.key, closed[key] == nil else { return true }
-    return !key.policies.allSatisfy { contentHashes[$0.key]?[key.direction] == $0.content }
-  }
-
-  /// Puts subjects out of force that have been idle for long, or that a changed policy has left behind.
-  private mutating func retire(
-    _ now: ContinuousClock.Instant, _ work: inout RegistryWork, _ tables: borrowing Tables,
-    _ delta: inout TableDelta
-  ) {
-    for (id, since) in idle {
-      guard let subject = subjects[id], isOver(id, since: since, now) else { continue }
-      idle[id] = nil
-      removePairs(of: id, tables, &delta)
-      for (peer, rules) in subject.rulesOfPeer {
-        subjectsOfPeer.remove(id, from: peer)
-        for _ in rules {
-          if let gone = registry.release(peer) { work.removed[peer] = gone }
-        }
-      }
-      for port in subject.peerPorts {
-        subjectsOfPort.remove(id, from: port)
-        if registry.release(port) { work.namedPorts.insert(port) }
-      }
-      subjects[id] = nil
-      _ = subjectNumbers.release(subject.key)
-      if subject.key.isClosed {
-        var open = subject.key
-        open.isClosed = false
-        closed[open] = nil
-      }
-    }
-  }
-
-  // MARK: Peers in force
-
-  /// Peers and port names that came into force or went out of it.
-  struct RegistryWork {
-    var added: Set<PeerID> = []
-    var removed: [PeerID: Peer] = [:]
-    var namedPorts: Set<NamedPort> = []
-  }
-
-  /// Makes the classes follow the peers in force.
-  private mutating func finish(_ work: RegistryWork, _ state: ClusterState, _ delta: inout TableDelta) {
-    var groups: Set<PodGroupID> = []
-    var changedBlocks: [IPBlock] = []
-    for id in work.added {
-      guard let peer = registry.peers[id] else { continue }
-      switch peer {
-      case .pods(let pods, let scope): groups.formUnion(state.groups(matching: pods, inNamespaces: scope))
-      case .block(let block): changedBlocks.append(block)
-      }
-    }
-    for (id, peer) in work.removed {
-      switch peer {
-      case .pods:
-        for identity in classes.byPeer[id] ?? [] { groups.formUnion(classes.groups(of: identity)) }
-      case .block(let block): changedBlocks.append(block)
-      }
-    }
-    if !work.namedPorts.isEmpty {
-      for id in state.groupIDs {
-        guard let group = state.group(id) else { continue }
-        if group.containerPorts.contains(where: {
-          work.namedPorts.contains(NamedPort(name: $0.name, proto: $0.proto))
-        }) {
-          groups.insert(id)
-        }
-      }
-    }
-    var updates: [PodGroupID: (peers: [PeerID], namedPorts: [ClassKey.NamedPortValue])] = [:]
-    for id in groups where classes.knows(id) {
-      guard let group = state.group(id) else { continue }
-      updates[id] = (peers(of: group, state), Self.values(group.containerPorts.numbers(of: registry.namedPorts.keys)))
-    }
-    classes.update(updates)
-    if !changedBlocks.isEmpty || blockTables.isEmpty { rebuildBlocks(changedBlocks, state, &delta) }
-  }
-
-  private func peers(of group: PodGroup, _ state: ClusterState) -> [PeerID] {
-    let matching = registry.selectors.matching(
-      namespace: group.namespace, namespaceLabels: state.labels(ofNamespace: group.namespace), labels: group.labels
-    ).sorted()
-    guard state.namespace(named: group.namespace) == nil else { return matching }
-    // Of a namespace that nobody has told us of yet nothing is known: no selector of namespaces matches it, so that
-    // nothing is allowed that its labels may forbid.
-    return matching.filter { id in
-      if case .pods(_, scope: .own) = registry.peers[id] { true } else { false }
-    }
-  }
-
-  static func values(_ numbers: NamedPortNumbers) -> [ClassKey.NamedPortValue] {
-    numbers.sorted { $0.key < $1.key }.map { .init(port: $0.key, numbers: $0.value) }
-  }
-
-  private mutating func relabel(namespace: String, _ state: ClusterState) {
-    for id in state.groups(matching: nil, inNamespaces: .own(namespace)) where classes.knows(id) {
-      guard let group = state.group(id) else { continue }
-      classes.setPeers(peers(of: group, state), of: id)
-    }
-  }
-
-  // MARK: Addresses
-
-  private mutating func place(_ key: ObjectKey, _ state: ClusterState) {
-    guard hasStarted else { return }
-    let old = placed[key]
-    var new: Placement?
-    if let pod = state.pod(key), let group = state.groupID(ofPod: key) {
-      var addresses = pod.podIPs
-      for interface in interfacesOfPod[key] ?? [] {
-        guard let local = locals[interface], object(of: local, state) != nil else { continue }
-        for address in local.addresses where !addresses.contains(address) { addresses.append(address) }
-      }
-      if !addresses.isEmpty { new = Placement(group: group, addresses: addresses) }
-    }
-    placed[key] = new
-    for address in old?.addresses ?? [] where new?.addresses.contains(address) != true {
-      claims[address]?.removeAll { $0 == key }
-      if claims[address]?.isEmpty == true { claims[address] = nil }
-      settle(address, state)
-    }
-    for address in new?.addresses ?? [] {
-      if claims[address]?.contains(key) != true { claims[address, default: []].append(key) }
-      settle(address, state)
-    }
-  }
-
-  /// Decides whose an address is: the node's, the local pod's, else the first by name.
-  private mutating func settle(_ address: IPAddress, _ state: ClusterState) {
-    guard hasStarted, !isGathering else { return }
-    let blocks = atoms[address.family]?.blocks(containing: address) ?? []
-    if nodeAddresses.contains(address) { return classes.place(address, .node, blocks: blocks) }
-    guard let owner = claimant(of: address), let id = placed[owner]?.group, let group = state.group(id) else {
-      return classes.place(address, nil, blocks: [])
-    }
-    noteOwner(of: address, owner, uid: state.pod(owner)?.uid ?? "")
-    if !classes.knows(id) {
-      classes.addGroup(
-        id, namespace: group.namespace, peers: peers(of: group, state),
-        namedPorts: Self.values(group.containerPorts.numbers(of: registry.namedPorts.keys)))
-    }
-    classes.place(address, .group(id), blocks: blocks)
-  }
-
-  private mutating func noteOwner(of address: IPAddress, _ pod: ObjectKey, uid: String) {
-    var hasher = Hasher()
-    hasher.combine(pod)
-    hasher.combine(uid)
-    let owner = hasher.finalize()
-    if let last = lastOwners.updateValue(owner, forKey: address), last != owner {
-      reused.insert(address)
-      hasNewReuse = true
-    }
-    // Of addresses that nobody has any more only so many are remembered.
-    guard lastOwners.count > 2 * claims.count + 100_000 else { return }
-    lastOwners = lastOwners.filter { claims[$0.key] != nil }
-  }
-
-  /// Addresses that went from one pod to another since the last call: flows of the first one must end.
-  public mutating func takeReusedAddresses() -> Set<IPAddress> {
-    defer { reused = [] }
-    return reused
-  }
-
-  private mutating func updateNodes(_ state: ClusterState, _ delta: inout TableDelta) {
-    let addresses = Set(state.nodes.values.flatMap(\.internalIPs))
-    for address in addresses.symmetricDifference(nodeAddresses) {
-      if addresses.contains(address) { nodeAddresses.insert(address) } else { nodeAddresses.remove(address) }
-      settle(address, state)
-    }
-    let ranges = Set(state.nodes.values.flatMap(\.podCIDRs))
-    guard ranges != podRanges else { return }
-    delta.podRanges = SetChange(from: podRanges, to: ranges)
-    podRanges = ranges
-    if hasStarted { rebuildBlocks([], state, &delta) }
-  }
-
-  // MARK: Blocks
-
-  private mutating func rebuildBlocks(_ changed: [IPBlock], _ state: ClusterState, _ delta: inout TableDelta) {
-    for family in IPFamily.allCases {
-      atoms[family] = Atoms(family, blocks: registry.blocks, podRanges: podRanges)
-    }
-    let ranges = AddressRange.merging(changed.map { AddressRange($0.cidr) })
-    var moving: [(IPAddress, ClassTable.Owner)] = []
-    classes.forEachAddress(in: ranges) { moving.append(($0, $1)) }
-    for (address, owner) in moving {
-      classes.place(address, owner, blocks: atoms[address.family]?.blocks(containing: address) ?? [])
-    }
-    for family in IPFamily.allCases {
-      let named = (atoms[family]?.atoms ?? []).map { BlockTable.Atom($0.range, classes.identity(of: $0)) }
-      classes.setAtomClasses(Set(named.map(\.identity)), family)
-      let table = BlockTable(named)
-      guard table != blockTables[family] else { continue }
-      delta.blocks[family] = Change(old: delta.blocks[family].map(\.old) ?? blockTables[family], new: table)
-      blockTables[family] = table
-    }
-  }
-}
-
-extension Dictionary where Value == Set<SubjectID> {
-  fileprivate mutating func remove(_ id: SubjectID, from key: Key) {
-    self[key]?.remove(id)
-    if self[key]?.isEmpty == true { self[key] = nil }
   }
 }

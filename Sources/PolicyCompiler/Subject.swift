@@ -70,9 +70,8 @@ struct Subject {
   /// What a class of peers matches; nil: nothing that just anybody does not.
   func match(_ peer: ClassKey) -> Match? {
     var matching = rulesForAnyone
-    for id in peer.peers {
-      if let rules = rulesOfPeer[id] { matching += rules }
-    }
+    for id in peer.profile.peers { if let rules = rulesOfPeer[id] { matching += rules } }
+    for id in peer.blocks.peers { if let rules = rulesOfPeer[id] { matching += rules } }
     let named =
       key.direction == .egress ? peer.namedPorts.filter { peerPorts.contains($0.port) } : key.namedPorts
     let isSpecific = matching.count > rulesForAnyone.count || (key.direction == .egress && !named.isEmpty)

@@ -255,6 +255,13 @@ import Testing
           state.namespaces(matching: namespaceSelector)
             == labels.filter { namespaceSelector.matches($0.value) }.keys.sorted(), "\(namespaceSelector)")
       }
+      for (name, proto) in [("http", L4Protocol.tcp), ("http", .udp), ("http", .sctp), ("other", .tcp)] {
+        let found = state.groups(withPortNamed: name, proto)
+        let expected = truth.groups.keys.filter { key in
+          key.containerPorts.contains { $0.name == name && $0.proto == proto }
+        }
+        #expect(found == Set(found).sorted() && Set(found.compactMap { state.group($0)?.key }) == Set(expected))
+      }
     }
     #expect(!state.groupIndex.holdsNothing)
     for key in state.pods.keys { state.apply(.delete(.pod, key)) }

@@ -36,7 +36,8 @@ import Testing
           return
         }
         var next = compiled.world
-        compiled.apply(next.mutate(using: &random))
+        let count = Bool.random(using: &random) ? 1 : 4
+        compiled.apply((0..<count).flatMap { _ in next.mutate(using: &random) })
       }
     }
     print(

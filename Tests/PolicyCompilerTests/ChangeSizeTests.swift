@@ -90,6 +90,87 @@ import Testing
     #expect(cluster.identity("shop/db-1") != cluster.identity("shop/web-1"))
   }
 
+  /// Ten of `app=db` are less than the rest of 21, and `app=web`'s twenty more.
+  @Test(
+    "whoever is split off, the larger part stays what it is, and so it does when they become one again",
+    arguments: [
+      ([.own(["app": "db"])], moving: 10), ([.own(["app": "web"])], moving: 11),
+      ([.own(["app": "web"]), .own(["app": "db"])], moving: 11), ([.own(["app": "api"])], moving: 1),
+      (
+        [
+          .pods(
+            LabelSelector(matchExpressions: [.init(key: "app", comparison: .isNotIn, values: ["api"])]), namespaces: nil
+          )
+        ], moving: 1
+      ),
+    ] as [([NetworkPolicyPeer], moving: Int)])
+  func parts(peers: [NetworkPolicyPeer], moving: Int) {
+    for isIngress in [true, false] {
+      var cluster = Self.shop()
+      let rules = peers.map { NetworkPolicyRule(peers: [$0]) }
+      let policy = Cluster.policy(
+        "shop/p", selecting: ["app": "api"], ingress: isIngress ? rules : nil, egress: isIngress ? nil : rules)
+      #expect(cluster.apply(policy).identities.count == 2 * moving)
+      #expect(cluster.problems() == [] && cluster.partitionProblems() == [])
+      let removal = cluster.delete(.networkPolicy, "shop/p")
+      #expect(removal.identities.isEmpty)
+      let rest = cluster.wait(.zero)
+      #expect(rest?.identities.count == 2 * moving && rest?.rejudgesFlows == false)
+      #expect(cluster.tables.policies == PolicyTable() && cluster.problems() == [])
+      #expect(cluster.partitionProblems() == [])
+    }
+  }
+
+  @Test("one policy takes over from another: only the difference moves")
+  func successiveParts() {
+    var cluster = Self.shop()
+    func policy(_ apps: [String]) -> ClusterObject {
+      let pods = LabelSelector(matchExpressions: [.init(key: "app", comparison: .isIn, values: apps)])
+      return Cluster.policy("shop/p", selecting: ["app": "api"], ingress: [.peers(.pods(pods, namespaces: nil))])
+    }
+    cluster.apply(policy(["db"]))
+    // Both are in force until the next change: web and the rest are told apart, and then db and the rest no more.
+    #expect(cluster.apply(policy(["web"])).identities.count == 2)
+    #expect(cluster.wait(.zero)?.identities.count == 2)
+    #expect(cluster.problems() == [] && cluster.partitionProblems() == [])
+  }
+
+  /// Of `shop`, `api` is in 10.1.0.0/16; 30 more and all of `bank` are in 10.2.0.0/16 and fd00:2::/64.
+  @Test(
+    "an ipBlock moves the addresses that it tells from more others, and none where it tells none apart",
+    arguments: [
+      ([.block("0.0.0.0/0")], moving: 0), ([.block("::/0")], moving: 0),
+      ([.block("0.0.0.0/0"), .block("::/0")], moving: 0), ([.block("10.0.0.0/8")], moving: 0),
+      ([.block("10.0.0.0/8", except: ["10.77.0.0/16"])], moving: 0),
+      ([.block("10.0.0.0/9"), .block("10.0.0.0/8")], moving: 0),
+      ([.block("10.1.0.0/16")], moving: 1), ([.block("10.2.0.0/24")], moving: 1), ([.block("fd00:2::/64")], moving: 1),
+      ([.block("0.0.0.0/0", except: ["10.1.0.0/16"])], moving: 1), ([.block("172.18.0.0/16")], moving: 0),
+      // 10.2.0.2 to 10.2.0.31 and 10.2.0.32 to 10.2.0.36: one of `shop` and all of `bank`.
+      ([.block("10.2.0.0/27")], moving: 1), ([.block("10.2.0.0/28")], moving: 14),
+      ([.block("10.2.0.16/28")], moving: 15),
+    ] as [([NetworkPolicyPeer?], moving: Int)])
+  func blocks(peers: [NetworkPolicyPeer?], moving: Int) {
+    var cluster = Self.shop()
+    let before = cluster.tables
+    let policy = Cluster.policy("shop/p", selecting: ["app": "api"], egress: [.init(peers: peers.compactMap { $0 })])
+    #expect(cluster.apply(policy).identities.count == moving)
+    #expect(cluster.problems() == [] && cluster.partitionProblems() == [])
+    cluster.delete(.networkPolicy, "shop/p")
+    #expect(cluster.wait(.zero)?.identities.count ?? 0 == moving)
+    #expect(cluster.tables.policies == PolicyTable() && cluster.problems() == [])
+    #expect(cluster.partitionProblems() == [])
+    #expect(cluster.tables.identities.inUse.count == before.identities.inUse.count)
+  }
+
+  @Test("a block around everything leaves the block tables alone, too")
+  func everywhere() {
+    var cluster = Self.shop()
+    let policy = Cluster.policy("shop/p", ingress: [.peers(.block("0.0.0.0/0"), .block("::/0"))])
+    #expect(cluster.apply(policy).blocks.isEmpty)
+    cluster.delete(.networkPolicy, "shop/p")
+    #expect(cluster.wait(.zero)?.blocks.isEmpty == true)
+  }
+
   @Test("a policy in a namespace without local pods, or that selects none of them: nothing")
   func notInForce() {
     var cluster = Self.shop()

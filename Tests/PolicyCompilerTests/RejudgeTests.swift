@@ -130,7 +130,7 @@ import Testing
       for step in 0..<15 {
         let before = compiled
         var next = compiled.world
-        let changes = next.mutate(using: &random)
+        let changes = (0..<(number % 2 == 0 ? 1 : 3)).flatMap { _ in next.mutate(using: &random) }
         compiled.apply(changes)
         let difference = Difference(before, compiled)
         let rejudges = compiled.lastDelta.rejudgesFlows

@@ -167,6 +167,13 @@ struct SmallCluster {
 
   func problems() -> [String] { TableCheck(world, compiler, tables).problems() }
 
+  /// Right only where nothing lingers.
+  func partitionProblems() -> [String] {
+    var (compiler, tables) = (compiler, tables)
+    if let delta = compiler.expire(in: state, tables: tables, now: now + .seconds(100_000)) { tables.apply(delta) }
+    return TableCheck(world, compiler, tables).partitionProblems()
+  }
+
   func address(_ pod: String, _ family: IPFamily) -> IPAddress? {
     world.pods.first { $0.key == Self.key(pod) }?.podIPs.first { $0.family == family }
   }

@@ -31,6 +31,7 @@ struct TableCheck {
     checkAddresses(&found)
     checkClasses(&found)
     checkCounters(&found)
+    compiler.classes.check(&found)
     return found.problems
   }
 
