@@ -81,13 +81,16 @@ final class ServiceScene {
   /// Runs a test in a lab of two nodes and checks afterwards, on each: no error in the agent's log, objects, agent and
   /// kernel agree, and packets were dropped for these reasons and for no other.
   ///
-  /// - Parameter expectedDrops: the names of the chains whose counters must have counted.
+  /// - Parameters:
+  ///   - socketLB: whose connections are translated at the socket.
+  ///   - expectedDrops: the names of the chains whose counters must have counted.
   static func run(
-    _ purpose: String, agentArguments: [String] = [], expectedDrops: Set<String> = [],
+    _ purpose: String, agentArguments: [String] = [], socketLB: String? = nil, expectedDrops: Set<String> = [],
     sourceLocation: SourceLocation = #_sourceLocation, _ body: (ServiceScene) throws -> Void
   ) throws {
     var configuration = LabHarness.configuration(purpose)
     configuration.agentArguments = agentArguments
+    if let socketLB { configuration.socketLB = socketLB }
     try LabHarness.withLab(configuration) { lab in
       let scene = ServiceScene(lab)
       try body(scene)
