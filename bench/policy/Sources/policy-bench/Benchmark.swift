@@ -160,17 +160,18 @@ struct Benchmark {
   /// Namespace 1 has no local pod.
   private mutating func firstPod() throws {
     let cluster = cluster
-    let policy = BigCluster.policy(
-      "split", in: 1, ingress: [NetworkPolicyRule(peers: [peer(apps: 25)])],
-      egress: [NetworkPolicyRule(peers: [peer(apps: 20)])])
-    try agent.apply([.upsert(.networkPolicy(policy))])
-    try measure(
-      "the first pod of a namespace with policies on 50,000 addresses", count: 5,
-      { _ in [cluster.newPod(in: 1, isLocal: true)] }, "it goes"
-    ) { _ in
-      [.delete(.pod, BigCluster.key(1, "new"))]
+    let rules = [NetworkPolicyRule(peers: [peer(apps: 25)])]
+    for (name, egress) in [("one", nil), ("both", [NetworkPolicyRule(peers: [peer(apps: 20)])])] {
+      let policy = BigCluster.policy("split", in: 1, ingress: rules, egress: egress)
+      try agent.apply([.upsert(.networkPolicy(policy))])
+      try measure(
+        "the first pod of a namespace with 50,000 peers in \(name) direction\(egress == nil ? "" : "s")", count: 5,
+        { _ in [cluster.newPod(in: 1, isLocal: true)] }, "it goes"
+      ) { _ in
+        [.delete(.pod, BigCluster.key(1, "new"))]
+      }
+      try agent.apply([.delete(.networkPolicy, policy.key)])
     }
-    try agent.apply([.delete(.networkPolicy, policy.key)])
   }
 
   // MARK: Blocks
