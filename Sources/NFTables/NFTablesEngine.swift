@@ -21,6 +21,8 @@ public struct NFTablesEngine: DataplaneEngine {
   var ledger = CounterLedger()
   /// The generation after our last commit: another number means that somebody wrote to nf_tables.
   private var lastGeneration: UInt32?
+  /// The generation in which `hasLostStructure` found nothing missing.
+  private var lastLook: UInt32?
 
   /// Large first programmings are sent in pieces: a batch is one datagram in one kernel buffer.
   private static let pieceSize = 20_000
@@ -68,6 +70,21 @@ public struct NFTablesEngine: DataplaneEngine {
   /// Whether somebody else has written to nf_tables since our last commit. One small request, no dump.
   public func wasChangedByOthers() throws(NFTablesError) -> Bool {
     try connection.generation() != lastGeneration
+  }
+
+  /// Whether rules, maps or whole tables of ours are missing or others: then packets pass that should not. Looks only where
+  /// somebody else has written since the last look; elements are not read.
+  public mutating func hasLostStructure(_ tables: Tables) throws(NFTablesError) -> Bool {
+    let generation = try connection.generation()
+    guard generation != lastGeneration, generation != lastLook else { return false }
+    var drift = DriftList()
+    for family in IPFamily.allCases {
+      var (structure, leftOver): ([Operation], [Operation]) = ([], [])
+      _ = compareStructure(
+        try connection.readTable(family), family, tables, &structure, &leftOver, &drift)
+    }
+    lastLook = generation
+    return !drift.list.isEmpty
   }
 
   public mutating func resync(_ tables: Tables) throws(NFTablesError) -> (report: ApplyReport, drift: [Drift]) {

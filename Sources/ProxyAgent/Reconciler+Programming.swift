@@ -261,13 +261,29 @@ extension Reconciler {
     }
   }
 
-  /// `tick`, at once where something waits, else once a second: a look at nf_tables' generation is one small request.
+  /// `tick`, at once where something waits, else once a second.
   func tickIfDue() {
     let isUrgent = removalsDue != nil || needsResync
     wakeWaiters { $0 <= clock.now }
+    lookForLoss()
     guard isUrgent || nextTick.map({ clock.now >= $0 }) ?? true else { return }
     nextTick = clock.now + .seconds(1)
     tick()
+  }
+
+  /// Twenty times a second, for one small request each: whoever takes our rules away opens the node for as long as nobody
+  /// sees it. Elements that are taken away close it: `tick` finds those.
+  private func lookForLoss() {
+    guard isSynced, !needsResync, nextLook.map({ clock.now >= $0 }) ?? true else { return }
+    nextLook = clock.now + .milliseconds(50)
+    do {
+      let isLost = try engine.hasLostStructure(tables)
+      // Nothing was done about a change, and nothing is to be counted as that.
+      _ = engine.takeReport()
+      if isLost { resync("somebody else changed our tables") }
+    } catch {
+      failed(error)
+    }
   }
 
   /// Reads the node's addresses and programs what follows from a change.

@@ -56,6 +56,7 @@ actor Reconciler {
   var nodeWarned = false
   let startedAt = time(nil)
   var nextTick: ContinuousClock.Instant?
+  var nextLook: ContinuousClock.Instant?
   /// Every address of this node but loopback's and link-local ones.
   var ownAddresses: Set<IPAddress> = []
   /// What clauses of policies mean, for counters and events, also some time after they are out of force.

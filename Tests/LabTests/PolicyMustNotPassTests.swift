@@ -144,8 +144,9 @@ extension PolicyBehaviour {
       }
     }
 
-    /// In milliseconds. The agent looks once a second whether somebody else wrote to nf_tables.
-    private static let longestOpening = 2000
+    /// In milliseconds. The agent looks twenty times a second whether somebody else took rules away; the rest is two busy
+    /// processors.
+    private static let longestOpening = 600
 
     /// Has somebody else change our tables on both nodes, and waits until both agents have mended them.
     private static func damage(_ lab: Lab, _ commands: [[String]]) throws {
