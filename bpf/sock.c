@@ -19,7 +19,7 @@
 #define PASS 1
 #define FAIL 0
 
-/* Whether the hook can choose the error that the caller gets (5.18). Else packets are rejected. */
+/* Whether the hook can choose the error that the caller gets (6.1). Else packets are rejected. */
 const volatile bool can_set_error = false;
 
 static __always_inline const struct client *client_of(struct bpf_sock_addr *ctx)
@@ -62,38 +62,63 @@ static __always_inline void write_v6(struct bpf_sock_addr *ctx, const struct bac
 	ctx->user_port = to->port;
 }
 
-static __always_inline void remember(struct bpf_sock_addr *ctx, const struct backend *told, const struct backend *real)
-{
-	struct peer_key key = { .cookie = bpf_get_socket_cookie(ctx), .peer = *real };
-
-	bpf_map_update_elem(&told_peers, &key, told, BPF_ANY);
-	if (ctx->protocol != IPPROTO_UDP)
-		return;
-	key.peer = *told;
-	bpf_map_update_elem(&real_peers, &key, real, BPF_ANY);
-}
-
-/* Where the socket goes that asks for `to`; overwrites it. */
-static __always_inline enum decision redirect(struct bpf_sock_addr *ctx, struct backend *to)
+/* Where the connection goes that asks for `to`; overwrites it. */
+static __always_inline enum decision redirect_connection(struct bpf_sock_addr *ctx, struct backend *to)
 {
 	const struct client *client = client_of(ctx);
-	struct backend *previous = NULL;
-	struct backend chosen = {};
+	struct connection connection = {};
 	enum decision decision;
+	__u64 cookie;
 
 	if (!client || (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP))
 		return UNTOUCHED;
+	cookie = bpf_get_socket_cookie(ctx);
+	connection.told = *to;
+	decision = balance(client, to, ctx->protocol, NULL, &connection.real);
 	if (ctx->protocol == IPPROTO_UDP) {
-		struct peer_key key = { .cookie = bpf_get_socket_cookie(ctx), .peer = *to };
+		if (decision != TRANSLATED) {
+			/* It may have been connected to a Service before. */
+			bpf_map_delete_elem(&connections, &cookie);
+			return decision;
+		}
+		/* One that nobody could find when its backend goes is better left to packets. */
+		if (bpf_map_update_elem(&connections, &cookie, &connection, BPF_ANY))
+			return UNTOUCHED;
+	} else if (decision == TRANSLATED) {
+		struct peer_key key = { .cookie = cookie, .peer = connection.real };
 
-		previous = bpf_map_lookup_elem(&real_peers, &key);
+		bpf_map_update_elem(&told_peers, &key, &connection.told, BPF_ANY);
 	}
-	decision = balance(client, to, ctx->protocol, previous, &chosen);
-	if (decision == TRANSLATED) {
-		remember(ctx, to, &chosen);
-		*to = chosen;
-	}
+	if (decision == TRANSLATED)
+		*to = connection.real;
 	return decision;
+}
+
+/* The same for a datagram of a socket that is not connected. */
+static __always_inline bool redirect_datagram(struct bpf_sock_addr *ctx, struct backend *to)
+{
+	const struct client *client = client_of(ctx);
+	struct peer_key key = { .peer = *to };
+	struct backend *previous, *told;
+	struct backend chosen = {};
+
+	if (!client || ctx->protocol != IPPROTO_UDP)
+		return false;
+	key.cookie = bpf_get_socket_cookie(ctx);
+	previous = bpf_map_lookup_elem(&real_peers, &key);
+	if (balance(client, to, IPPROTO_UDP, previous, &chosen) != TRANSLATED) {
+		/* What was a backend for it may be a peer of its own now. */
+		bpf_map_delete_elem(&told_peers, &key);
+		return false;
+	}
+	if (!previous || !same_backend(previous, &chosen))
+		bpf_map_update_elem(&real_peers, &key, &chosen, BPF_ANY);
+	key.peer = chosen;
+	told = bpf_map_lookup_elem(&told_peers, &key);
+	if (!told || !same_backend(told, to))
+		bpf_map_update_elem(&told_peers, &key, to, BPF_ANY);
+	*to = chosen;
+	return true;
 }
 
 /* connect(2) reports a Service without endpoints at once. */
@@ -112,7 +137,7 @@ int connect4(struct bpf_sock_addr *ctx)
 	enum decision decision;
 
 	read_v4(ctx, &to);
-	decision = redirect(ctx, &to);
+	decision = redirect_connection(ctx, &to);
 	if (decision == TRANSLATED)
 		write_v4(ctx, &to);
 	return refuse(decision);
@@ -125,7 +150,7 @@ int connect6(struct bpf_sock_addr *ctx)
 	enum decision decision;
 
 	read_v6(ctx, &to);
-	decision = redirect(ctx, &to);
+	decision = redirect_connection(ctx, &to);
 	if (decision == TRANSLATED)
 		write_v6(ctx, &to);
 	return refuse(decision);
@@ -137,7 +162,7 @@ int sendmsg4(struct bpf_sock_addr *ctx)
 	struct backend to = {};
 
 	read_v4(ctx, &to);
-	if (redirect(ctx, &to) == TRANSLATED)
+	if (redirect_datagram(ctx, &to))
 		write_v4(ctx, &to);
 	return PASS;
 }
@@ -148,7 +173,7 @@ int sendmsg6(struct bpf_sock_addr *ctx)
 	struct backend to = {};
 
 	read_v6(ctx, &to);
-	if (redirect(ctx, &to) == TRANSLATED)
+	if (redirect_datagram(ctx, &to))
 		write_v6(ctx, &to);
 	return PASS;
 }
@@ -157,8 +182,17 @@ int sendmsg6(struct bpf_sock_addr *ctx)
 static __always_inline bool recall(struct bpf_sock_addr *ctx, struct backend *peer)
 {
 	struct peer_key key = { .cookie = bpf_get_socket_cookie(ctx), .peer = *peer };
-	struct backend *told = bpf_map_lookup_elem(&told_peers, &key);
+	struct connection *connection;
+	struct backend *told;
 
+	if (ctx->protocol == IPPROTO_UDP) {
+		connection = bpf_map_lookup_elem(&connections, &key.cookie);
+		if (connection && same_backend(&connection->real, peer)) {
+			*peer = connection->told;
+			return true;
+		}
+	}
+	told = bpf_map_lookup_elem(&told_peers, &key);
 	if (!told)
 		return false;
 	*peer = *told;
@@ -207,6 +241,17 @@ SEC("cgroup/getpeername6")
 int getpeername6(struct bpf_sock_addr *ctx)
 {
 	return restore_v6(ctx);
+}
+
+SEC("cgroup/sock_release")
+int sock_release(struct bpf_sock *ctx)
+{
+	if (ctx->protocol == IPPROTO_UDP) {
+		__u64 cookie = bpf_get_socket_cookie(ctx);
+
+		bpf_map_delete_elem(&connections, &cookie);
+	}
+	return PASS;
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

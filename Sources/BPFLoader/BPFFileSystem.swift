@@ -18,7 +18,8 @@ public enum BPFFileSystem {
     }
   }
 
-  static func isMounted(_ path: String) -> Bool {
+  /// Whether the path exists and lies in a BPF file system.
+  public static func isMounted(_ path: String) -> Bool {
     var status = statfs()
     guard statfs(path, &status) == 0 else { return false }
     let magic: UInt32 = 0xcafe_4a11  // BPF_FS_MAGIC, linux/magic.h

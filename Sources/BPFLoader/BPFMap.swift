@@ -79,15 +79,15 @@ public struct BPFMap<Key: MapLayout, Value: MapLayout>: ~Copyable, Sendable {
             &options)
         }
       }
-      // The kernel has written `count` of them, whatever it answers.
-      done += Int(count)
-      if result < 0, result != -EINTR, result != -EAGAIN {
-        // LPM tries learned it in 5.19 only.
-        guard result == -524 || result == -EINVAL || result == -EOPNOTSUPP else {
-          throw BPFError(operation: "write \(elements.count) elements to", object: name, errno: -result)
-        }
+      // LPM tries learned it in 5.19 only: nothing has been written then, whatever `count` says.
+      if result == -524 || result == -EINVAL || result == -EOPNOTSUPP {
         for element in elements[done...] { try set(element.key, element.value) }
         return
+      }
+      // Else the kernel has written `count` of them, whatever it answers.
+      done += Int(count)
+      if result < 0, result != -EINTR, result != -EAGAIN {
+        throw BPFError(operation: "write \(elements.count) elements to", object: name, errno: -result)
       }
     }
   }
@@ -118,14 +118,25 @@ public struct BPFMap<Key: MapLayout, Value: MapLayout>: ~Copyable, Sendable {
   }
 }
 
-/// What the kernel says of a map.
-struct MapInfo {
+/// What a map is like.
+struct MapInfo: Equatable, CustomStringConvertible {
   var type: UInt32
   var keySize: Int
   var valueSize: Int
+  /// Most elements.
   var maximum: Int
   var flags: UInt32
 
+  init(type: UInt32, keySize: Int, valueSize: Int, maximum: Int, flags: UInt32) {
+    (self.type, self.keySize, self.valueSize) = (type, keySize, valueSize)
+    (self.maximum, self.flags) = (maximum, flags)
+  }
+
+  var description: String {
+    "type \(type), key of \(keySize) bytes, value of \(valueSize), \(maximum) elements, flags \(flags)"
+  }
+
+  /// Of a map in the kernel.
   init(_ descriptor: CInt, _ name: String) throws(BPFError) {
     var info = bpf_map_info()
     var size = UInt32(MemoryLayout<bpf_map_info>.size)

@@ -73,11 +73,6 @@ final class BPFObject {
     return found
   }
 
-  func setCapacity(_ count: UInt32, of map: String) throws(BPFError) {
-    let found = try self.map(map)
-    try check("size map", map) { bpf_map__set_max_entries(found, count) }
-  }
-
   /// Uses a map that exists instead of making one.
   func reuse(_ map: String, _ descriptor: CInt) throws(BPFError) {
     let found = try self.map(map)
@@ -115,10 +110,13 @@ final class BPFObject {
     return names
   }
 
-  /// The kernel's sizes of a map's key and value, before loading.
-  func sizes(of name: String) throws(BPFError) -> (type: UInt32, key: UInt32, value: UInt32) {
+  /// What the file asks for, before loading.
+  func shape(of name: String) throws(BPFError) -> MapInfo {
     let found = try map(name)
-    return (bpf_map__type(found).rawValue, bpf_map__key_size(found), bpf_map__value_size(found))
+    return MapInfo(
+      type: bpf_map__type(found).rawValue, keySize: Int(bpf_map__key_size(found)),
+      valueSize: Int(bpf_map__value_size(found)), maximum: Int(bpf_map__max_entries(found)),
+      flags: bpf_map__map_flags(found))
   }
 
   /// Lent: it lives as long as this object.

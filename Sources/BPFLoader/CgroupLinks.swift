@@ -13,36 +13,52 @@ struct CgroupLinks {
 
   /// Attaches every program of the object, or puts it into the place of its predecessor.
   func attach(_ object: BPFObject) throws(BPFError) {
-    let folder = Glibc.open(cgroup, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
-    guard folder >= 0 else { throw BPFError(operation: "open cgroup", object: cgroup, errno: errno) }
+    let (folder, number) = try open()
     defer { close(folder) }
     for name in object.programNames {
       let program = try object.descriptor(ofProgram: name)
       if let link = try pins.open(Self.pin(name)) {
         defer { close(link) }
-        if bpf_link_update(link, program, nil) == 0 { continue }
-        // A link whose cgroup is gone has nothing to update: another cgroup, another link.
-        try pins.remove(Self.pin(name))
+        if try info(link, name).cgroup.cgroup_id == number, bpf_link_update(link, program, nil) == 0 { continue }
       }
+      // There is none, or it is on another cgroup: first the new one, so that connections meet one or both.
       let type = try object.attachType(ofProgram: name)
       let link = try check("attach \(name) to", cgroup) { bpf_link_create(program, folder, type, nil) }
       defer { close(link) }
+      try pins.remove(Self.pin(name))
       try pins.pin(link, Self.pin(name))
     }
   }
 
-  /// Ids of the programs that are attached, by name; those that are not are missing.
-  func attached(_ names: [String]) throws(BPFError) -> [String: UInt32] {
-    var found: [String: UInt32] = [:]
+  /// Which of the programs are attached to the cgroup.
+  func attached(_ names: [String]) throws(BPFError) -> Set<String> {
+    let (folder, number) = try open()
+    defer { close(folder) }
+    var found: Set<String> = []
     for name in names {
       guard let link = try pins.open(Self.pin(name)) else { continue }
       defer { close(link) }
-      var info = bpf_link_info()
-      var size = UInt32(MemoryLayout<bpf_link_info>.size)
-      try check("ask about link", name) { bpf_obj_get_info_by_fd(link, &info, &size) }
-      // The cgroup's number is 0 once it is gone.
-      if info.cgroup.cgroup_id != 0 { found[name] = info.prog_id }
+      if try info(link, name).cgroup.cgroup_id == number { found.insert(name) }
     }
     return found
+  }
+
+  /// The cgroup's folder, and its number: the folder's inode.
+  private func open() throws(BPFError) -> (descriptor: CInt, number: UInt64) {
+    let folder = Glibc.open(cgroup, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+    guard folder >= 0 else { throw BPFError(operation: "open cgroup", object: cgroup, errno: errno) }
+    var status = stat()
+    guard fstat(folder, &status) == 0 else {
+      close(folder)
+      throw BPFError(operation: "look at cgroup", object: cgroup, errno: errno)
+    }
+    return (folder, UInt64(status.st_ino))
+  }
+
+  private func info(_ link: CInt, _ name: String) throws(BPFError) -> bpf_link_info {
+    var info = bpf_link_info()
+    var size = UInt32(MemoryLayout<bpf_link_info>.size)
+    try check("ask about link", name) { bpf_obj_get_info_by_fd(link, &info, &size) }
+    return info
   }
 }

@@ -2,7 +2,7 @@ import CLibBPF
 
 /// What this kernel's BPF can do, found by trying.
 public struct KernelFeatures: Sendable, Equatable, CustomStringConvertible {
-  /// A socket hook can choose the error that its caller gets (5.18).
+  /// A socket hook can choose the error that its caller gets (6.1).
   public var socketErrors: Bool
 
   public static func probe() -> KernelFeatures {

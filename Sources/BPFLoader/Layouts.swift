@@ -206,3 +206,11 @@ public struct PeerKeyLayout: MapLayout {
     self.peer = BackendLayout(peer)
   }
 }
+
+/// `struct connection`.
+public struct ConnectionLayout: MapLayout {
+  var told = BackendLayout()
+  var real = BackendLayout()
+
+  public init() {}
+}

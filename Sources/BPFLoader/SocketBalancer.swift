@@ -60,7 +60,7 @@ public struct SocketBalancer: DataplaneEngine {
     report.dumps += 7
     // Only now, so that the first connection that is asked about meets full tables.
     let attached = try links.attached(object.programNames)
-    for program in object.programNames where attached[program] == nil {
+    for program in object.programNames where !attached.contains(program) {
       drift.append(Drift(.missing, "link \(program)"))
     }
     try links.attach(object)
@@ -71,7 +71,7 @@ public struct SocketBalancer: DataplaneEngine {
   public mutating func verify(_ tables: Tables) throws(BPFError) -> [Drift] {
     var drift = Self.drift(try read(), SocketTable(tables, lists: lists, owners: owners))
     let attached = try links.attached(object.programNames)
-    for program in object.programNames where attached[program] == nil {
+    for program in object.programNames where !attached.contains(program) {
       drift.append(Drift(.missing, "link \(program)"))
     }
     return drift
@@ -101,9 +101,9 @@ public struct SocketBalancer: DataplaneEngine {
 
   // MARK: Sockets
 
-  /// Whether a socket was told `peer` stood for something else: the address it asked for.
-  public func toldPeer(cookie: UInt64, peer: SocketAddress) throws(BPFError) -> SocketAddress? {
-    try maps.toldPeers[PeerKeyLayout(cookie: cookie, peer)]?.socketAddress
+  /// What a connected datagram socket asked for; nil where it was not translated.
+  public func requestedPeer(cookie: UInt64) throws(BPFError) -> SocketAddress? {
+    try maps.connections[cookie]?.told.socketAddress
   }
 
   // MARK: Maps

@@ -14,6 +14,7 @@ final class SocketMaps: Sendable {
   let nodeAddresses: BPFMap<AddressLayout, UInt32>
   let clients: BPFMap<UInt64, ClientLayout>
   let affinities: BPFMap<AffinityKeyLayout, AffinityLayout>
+  let connections: BPFMap<UInt64, ConnectionLayout>
   let toldPeers: BPFMap<PeerKeyLayout, BackendLayout>
   let realPeers: BPFMap<PeerKeyLayout, BackendLayout>
 
@@ -33,6 +34,7 @@ final class SocketMaps: Sendable {
     nodeAddresses = try BPFMap("node_addresses", owning: try descriptor("node_addresses"))
     clients = try BPFMap("clients", owning: try descriptor("clients"))
     affinities = try BPFMap("affinities", owning: try descriptor("affinities"))
+    connections = try BPFMap("connections", owning: try descriptor("connections"))
     toldPeers = try BPFMap("told_peers", owning: try descriptor("told_peers"))
     realPeers = try BPFMap("real_peers", owning: try descriptor("real_peers"))
   }
@@ -44,10 +46,10 @@ struct MapPins {
 
   static let prefix = "map-"
 
-  /// Type and sizes stand in the name.
+  /// Type, sizes and flags stand in the name.
   static func pin(_ map: String, of object: BPFObject) throws(BPFError) -> String {
-    let (type, key, value) = try object.sizes(of: map)
-    return "\(prefix)\(map)-\(type)-\(key)-\(value)"
+    let shape = try object.shape(of: map)
+    return "\(prefix)\(map)-\(shape.type)-\(shape.keySize)-\(shape.valueSize)-\(shape.maximum)-\(shape.flags)"
   }
 
   /// - Throws: where somebody pinned another kind of map by our name.
@@ -56,12 +58,10 @@ struct MapPins {
       let pin = try Self.pin(map, of: object)
       guard let descriptor = try pins.open(pin) else { continue }
       defer { close(descriptor) }
-      let (type, key, value) = try object.sizes(of: map)
       let info = try MapInfo(descriptor, map)
-      guard info.type == type, info.keySize == key, info.valueSize == value else {
+      guard info == (try object.shape(of: map)) else {
         throw BPFError(
-          operation: "adopt", object: pins.path(pin), errno: EINVAL,
-          detail: "it is no map of ours: type \(info.type), key of \(info.keySize) bytes, value of \(info.valueSize)")
+          operation: "adopt", object: pins.path(pin), errno: EINVAL, detail: "it is no map of ours: \(info)")
       }
       try object.reuse(map, descriptor)
     }

@@ -27,28 +27,33 @@ struct SocketTable {
     for (id, set) in tables.services.sets { add(id, set) }
     lists.forEach { number, ranges in addSources(number, ranges) }
     for address in tables.node.nodePortAddresses { nodeAddresses[AddressLayout(address)] = 1 }
-    for endpoint in tables.node.endpoints.values where owners.servesPods {
-      if let cookie = endpoint.netnsCookie { clients[cookie] = Self.client(endpoint) }
-    }
-    clients[owners.hostCookie] = Self.host(tables)
+    var cookies = Set(tables.node.endpoints.values.compactMap(\.netnsCookie))
+    cookies.insert(owners.hostCookie)
+    for cookie in cookies { clients[cookie] = Self.client(cookie, tables, owners) }
   }
+
+  /// `enum` in tables.h.
+  private static let (drains, takesFlows): (UInt32, UInt32) = (0, 1)
 
   static func frontend(_ frontend: Frontend, _ lists: RangeLists) -> FrontendLayout {
     FrontendLayout(frontend, sourceList: frontend.sourceRanges.map { lists.number(of: $0) } ?? 0)
   }
 
-  static func client(_ endpoint: LocalEndpoint) -> ClientLayout {
-    ClientLayout(addresses: endpoint.addresses, isHost: false)
-  }
-
-  static func host(_ tables: Tables) -> ClientLayout {
-    ClientLayout(addresses: Array(tables.node.internalAddresses.values), isHost: true)
+  /// Who a network namespace is. A pod with two networks has one namespace: its first device by name speaks for it.
+  static func client(_ cookie: UInt64, _ tables: Tables, _ owners: SocketOwners) -> ClientLayout? {
+    if cookie == owners.hostCookie {
+      return ClientLayout(addresses: Array(tables.node.internalAddresses.values), isHost: true)
+    }
+    guard owners.servesPods else { return nil }
+    let own = tables.node.endpoints.values.filter { $0.netnsCookie == cookie }
+    return own.min { $0.interface < $1.interface }.map { ClientLayout(addresses: $0.addresses, isHost: false) }
   }
 
   mutating func add(_ id: BackendSetID, _ set: BackendSet) {
     sets[SetKeyLayout(id)] = BackendSetLayout(set)
     for (slot, backend) in set.backends.enumerated() { slots[SlotKeyLayout(id, slot)] = BackendLayout(backend) }
-    for backend in set.backends + set.draining { members[MemberKeyLayout(id, backend)] = 1 }
+    for backend in set.draining { members[MemberKeyLayout(id, backend)] = Self.drains }
+    for backend in set.backends { members[MemberKeyLayout(id, backend)] = Self.takesFlows }
   }
 
   mutating func addSources(_ list: UInt32, _ ranges: [AddressRange]) {
@@ -82,10 +87,13 @@ struct SocketChange {
     }
     for address in delta.nodePortAddresses.removed { before.nodeAddresses[AddressLayout(address)] = 1 }
     for address in delta.nodePortAddresses.added { after.nodeAddresses[AddressLayout(address)] = 1 }
-    for change in delta.endpoints.values where owners.servesPods {
-      if let old = change.old, let cookie = old.netnsCookie { before.clients[cookie] = SocketTable.client(old) }
-      if let new = change.new, let cookie = new.netnsCookie { after.clients[cookie] = SocketTable.client(new) }
+    var cookies = Set(
+      delta.endpoints.values.flatMap { [$0.old, $0.new] }.compactMap { $0?.netnsCookie })
+    if !delta.internalAddresses.isEmpty { cookies.insert(owners.hostCookie) }
+    for cookie in cookies where owners.servesPods || cookie == owners.hostCookie {
+      // Whatever stood there: one element is written or removed.
+      before.clients[cookie] = ClientLayout()
+      after.clients[cookie] = SocketTable.client(cookie, tables, owners)
     }
-    if !delta.internalAddresses.isEmpty { after.clients[owners.hostCookie] = SocketTable.host(tables) }
   }
 }

@@ -36,6 +36,7 @@ extension Reconciler {
     isSynced = true
     let compiled = clock.now
     resync("first sync")
+    resyncSockets("first sync")
     updateRoutes()
     updateHealthChecks()
     clinux_malloc_trim()
@@ -120,7 +121,7 @@ extension Reconciler {
     guard !needsResync else { throw RepairUnderWay() }
     var report = try engine.apply(delta, tables: tables)
     // Packets first: what sockets leave alone, they have to answer.
-    if let sockets = try sockets?.apply(delta, tables: tables) { report += sockets }
+    report += applyToSockets(delta)
     count(report)
     let reused = policies.takeReusedAddresses()
     if !reused.isEmpty { Task { await sweeper.end(flowsOf: reused) } }
@@ -194,11 +195,7 @@ extension Reconciler {
   /// Makes the kernel equal to the tables, whatever it has.
   func resync(_ why: String) {
     do {
-      var (report, drift) = try engine.resync(tables)
-      if let found = try sockets?.resync(tables) {
-        report += found.report
-        drift += found.drift
-      }
+      let (report, drift) = try engine.resync(tables)
       count(report)
       needsResync = false
       lastFailure = nil
@@ -206,6 +203,8 @@ extension Reconciler {
       resyncDelay = .milliseconds(100)
       lastVerified = clock.now
       metrics.lastSync = Self.wallClock()
+      // What the failed change was about never got to the sockets.
+      if why != "first sync" { resyncSockets(why) }
       if why != "first sync", !drift.isEmpty {
         metrics.repairs += 1
         metrics.drift += drift.count
@@ -216,7 +215,6 @@ extension Reconciler {
       }
       Task {
         await sweeper.sweepAll(for: self)
-        if sockets != nil { await socketSweeper.sweep(nil, for: self) }
         hasSwept = true
       }
     } catch {
@@ -244,9 +242,9 @@ extension Reconciler {
       let wasChanged = try engine.wasChangedByOthers()
       count(engine.takeReport())
       guard isOld || wasChanged else { return }
-      var drift = try engine.verify(tables)
+      let drift = try engine.verify(tables)
       count(engine.takeReport())
-      if isOld { drift += try sockets?.verify(tables) ?? [] }
+      if isOld { verifySockets() }
       lastVerified = clock.now
       if !drift.isEmpty {
         resync(isOld ? "a periodic comparison found differences" : "somebody else changed our tables")
@@ -266,6 +264,7 @@ extension Reconciler {
     let isUrgent = removalsDue != nil || needsResync
     wakeWaiters { $0 <= clock.now }
     lookForLoss()
+    tickSockets()
     guard isUrgent || nextTick.map({ clock.now >= $0 }) ?? true else { return }
     nextTick = clock.now + .seconds(1)
     tick()

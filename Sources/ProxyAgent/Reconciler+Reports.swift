@@ -83,6 +83,7 @@ extension Reconciler {
       "dataplane": [
         "engine": .string(configuration.engine.rawValue), "ok": .bool(isReady), "revision": .int(Int64(revision)),
         "verifiedSecondsAgo": lastVerified.map { .int((clock.now - $0).components.seconds) } ?? .null,
+        "socketFailure": socketFailure.map { .string($0) } ?? .null,
         "lastFailure": lastFailure.map { .string($0) } ?? .null, "repairs": .int(Int64(metrics.repairs)),
       ],
       "services": [

@@ -28,6 +28,10 @@ actor Reconciler {
   /// nil: all Services by packets.
   var sockets: SocketBalancer?
   let socketSweeper: SocketSweeper
+  var socketsNeedResync = false
+  var socketResyncDelay = Duration.milliseconds(100)
+  var nextSocketResync: ContinuousClock.Instant
+  var socketFailure: String?
   var routes: NodeRoutes
   let addresses: RouteSocket
   let sweeper: FlowSweeper
@@ -88,6 +92,7 @@ actor Reconciler {
     records = EndpointRecordStore(directory: configuration.runDir + "/endpoints")
     healthChecks = HealthCheckServers(logger: logger)
     nextResync = clock.now
+    nextSocketResync = clock.now
     lastTurn = clock.now
   }
 

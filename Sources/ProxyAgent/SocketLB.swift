@@ -31,7 +31,7 @@ extension SocketLB {
   }
 
   static func removeLeftOvers(_ folder: String) throws {
-    guard access(folder, F_OK) == 0 else { return }
+    guard BPFFileSystem.isMounted(folder) else { return }
     try SocketBalancer.cleanUp(try PinFolder(folder))
   }
 }

@@ -44,6 +44,7 @@ import Testing
     Wanted("client", ClientLayout.self, ["v4": \.v4, "v6": \.v6, "flags": \.flags, "pad": \.pad]),
     Wanted("affinity_key", AffinityKeyLayout.self, ["client": \.client, "service": \.service]),
     Wanted("affinity", AffinityLayout.self, ["backend": \.backend, "pad": \.pad, "used": \.used]),
+    Wanted("connection", ConnectionLayout.self, ["told": \.told, "real": \.real]),
     Wanted("peer_key", PeerKeyLayout.self, ["cookie": \.cookie, "peer": \.peer, "pad": \.pad]),
   ]
 
@@ -62,10 +63,10 @@ import Testing
   func maps() throws {
     let object = try BPFObject(.sock)
     let sizes = Set(Self.wanted.map(\.size) + [4, 8])
-    #expect(object.mapNames.count == 10)
+    #expect(object.mapNames.count == 11)
     for map in object.mapNames {
-      let (_, key, value) = try object.sizes(of: map)
-      #expect(sizes.contains(Int(key)) && sizes.contains(Int(value)), "\(map)")
+      let shape = try object.shape(of: map)
+      #expect(sizes.contains(shape.keySize) && sizes.contains(shape.valueSize), "\(map)")
     }
   }
 

@@ -41,13 +41,23 @@ static __always_inline bool same_backend(const struct backend *left, const struc
 	       left->port == right->port;
 }
 
+static __always_inline bool is_unspecified(const struct address *address)
+{
+	return !address->words[0] && !address->words[1] && !address->words[3] &&
+	       (!address->words[2] || is_v4(address));
+}
+
 /* An address of this node that some Service also claims: the order of claims decides. */
 static __always_inline struct frontend *find_frontend(const struct backend *to, __u8 proto, bool from_host)
 {
 	struct frontend_key key = { .address = to->address, .port = to->port, .proto = proto };
-	struct frontend *by_address = bpf_map_lookup_elem(&frontends, &key);
+	struct frontend *by_address;
 	struct frontend *node_port;
 
+	/* To connect there means localhost; as a key it means all of this node's addresses. */
+	if (is_unspecified(&to->address))
+		return NULL;
+	by_address = bpf_map_lookup_elem(&frontends, &key);
 	if (!bpf_map_lookup_elem(&node_addresses, &to->address) && !(from_host && is_loopback(&to->address)))
 		return by_address;
 	if (is_v4(&to->address))
@@ -70,11 +80,12 @@ static __always_inline bool may_use(const struct frontend *frontend, const struc
 	return bpf_map_lookup_elem(&sources, &key) != NULL;
 }
 
-static __always_inline bool is_member(const struct set_key *set, const struct backend *backend)
+static __always_inline bool is_member(const struct set_key *set, const struct backend *backend, bool takes_flows)
 {
 	struct member_key key = { .set = *set, .backend = *backend };
+	__u32 *state = bpf_map_lookup_elem(&members, &key);
 
-	return bpf_map_lookup_elem(&members, &key) != NULL;
+	return state && (!takes_flows || *state == MEMBER_TAKES_FLOWS);
 }
 
 /*
@@ -106,20 +117,27 @@ static __always_inline enum decision balance(const struct client *client, const 
 	if (!set->count)
 		return set->empty_action == EMPTY_REJECT ? REFUSED : UNTOUCHED;
 
-	if (previous && is_member(&slot_key.set, previous)) {
+	/*
+	 * Each is copied and only then looked up as a member: the kernel may give a deleted element's memory to another one
+	 * while we read it.
+	 */
+	if (previous) {
 		*chosen = *previous;
-		return TRANSLATED;
+		if (is_member(&slot_key.set, chosen, false))
+			return TRANSLATED;
 	}
 	if (set->affinity) {
 		__u64 now = bpf_ktime_get_ns();
 
 		affinity_key.service = frontend->service;
 		stuck = bpf_map_lookup_elem(&affinities, &affinity_key);
-		if (stuck && now - stuck->used < set->affinity * NANOSECONDS &&
-		    is_member(&slot_key.set, &stuck->backend)) {
-			stuck->used = now;
+		/* Another processor may have stored a later time than ours. */
+		if (stuck && now < stuck->used + set->affinity * NANOSECONDS) {
 			*chosen = stuck->backend;
-			return TRANSLATED;
+			if (is_member(&slot_key.set, chosen, true)) {
+				stuck->used = now;
+				return TRANSLATED;
+			}
 		}
 	}
 	slot_key.slot = bpf_get_prandom_u32() % set->count;
@@ -127,6 +145,8 @@ static __always_inline enum decision balance(const struct client *client, const 
 	if (!backend)
 		return UNTOUCHED;
 	*chosen = *backend;
+	if (!is_member(&slot_key.set, chosen, true))
+		return UNTOUCHED;
 	if (set->affinity) {
 		struct affinity fresh = { .backend = *chosen, .used = bpf_ktime_get_ns() };
 

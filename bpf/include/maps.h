@@ -8,8 +8,8 @@
 #include "tables.h"
 
 /*
- * Sizes are bounds, not memory: nothing is allocated before it is used. LRU maps are the exception, the kernel
- * allocates them whole; the agent may set other sizes before loading.
+ * Sizes are bounds: elements are allocated when they are added. But a hash map has a bucket of 16 bytes for each element it
+ * may have, and LRU maps are allocated whole: some 40 MB in all.
  */
 #define TABLE(NAME, KEY, VALUE, SIZE)                                                                                  \
 	struct {                                                                                                       \
@@ -28,10 +28,10 @@
 		__type(value, VALUE);                                                                                  \
 	} NAME SEC(".maps")
 
-TABLE(frontends, struct frontend_key, struct frontend, 1 << 20);
-TABLE(sets, struct set_key, struct backend_set, 1 << 20);
-TABLE(slots, struct slot_key, struct backend, 1 << 22);
-TABLE(members, struct member_key, __u32, 1 << 22);
+TABLE(frontends, struct frontend_key, struct frontend, 1 << 17);
+TABLE(sets, struct set_key, struct backend_set, 1 << 17);
+TABLE(slots, struct slot_key, struct backend, 1 << 19);
+TABLE(members, struct member_key, __u32, 1 << 19);
 TABLE(node_addresses, struct address, __u32, 1 << 12);
 /* By network namespace cookie. */
 TABLE(clients, __u64, struct client, 1 << 14);
@@ -45,7 +45,12 @@ struct {
 } sources SEC(".maps");
 
 CACHE(affinities, struct affinity_key, struct affinity, 1 << 16);
-/* (Socket, real peer) -> what the socket was told, and (socket, what it was told) -> real peer, for datagrams. */
+/* By socket cookie. Not a cache: such a socket sends on for as long as it lives, and must be found when its backend goes. */
+TABLE(connections, __u64, struct connection, 1 << 17);
+/*
+ * (Socket, real peer) -> what the socket was told: TCP connections, and datagrams to a peer each. (Socket, what it was
+ * told) -> real peer, for the latter.
+ */
 CACHE(told_peers, struct peer_key, struct backend, 1 << 16);
 CACHE(real_peers, struct peer_key, struct backend, 1 << 16);
 

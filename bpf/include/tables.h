@@ -70,7 +70,9 @@ struct backend {
 	__u16 pad;
 };
 
-/* Backends that may serve a client of the set: those in a slot, and of UDP those that are draining. */
+/* Backends that may serve a client of the set, and whether they take new flows: of UDP, some only drain. */
+enum { MEMBER_DRAINS, MEMBER_TAKES_FLOWS };
+
 struct member_key {
 	struct set_key set;
 	struct backend backend;
@@ -111,6 +113,12 @@ struct peer_key {
 	__u64 cookie;
 	struct backend peer;
 	__u32 pad;
+};
+
+/* A datagram socket that is connected: whom its program asked for, and whom it talks to. */
+struct connection {
+	struct backend told;
+	struct backend real;
 };
 
 #endif

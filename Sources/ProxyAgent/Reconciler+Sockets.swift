@@ -1,0 +1,125 @@
+import BPFLoader
+import DataplaneModel
+import Netlink
+import NetworkTypes
+
+/// Services at the socket, beside the packet path and never in its way: where sockets cannot be served, connections go by
+/// packets, and pods start all the same.
+extension Reconciler {
+  func applyToSockets(_ delta: TableDelta) -> ApplyReport {
+    guard sockets != nil, !socketsNeedResync else { return ApplyReport() }
+    do {
+      return try sockets?.apply(delta, tables: tables) ?? ApplyReport()
+    } catch {
+      socketsFailed(error)
+      return ApplyReport()
+    }
+  }
+
+  /// Makes maps and links equal to the tables.
+  func resyncSockets(_ why: String) {
+    do {
+      guard let (report, drift) = try sockets?.resync(tables) else { return }
+      count(report)
+      socketsNeedResync = false
+      socketResyncDelay = .milliseconds(100)
+      socketFailure = nil
+      if why != "first sync", !drift.isEmpty {
+        metrics.repairs += 1
+        metrics.drift += drift.count
+        logger.warning("sockets repaired", metadata: ["why": "\(why)", "objects": "\(drift.count)"])
+        for object in drift.prefix(20) { logger.warning("repaired", metadata: ["object": "\(object)"]) }
+      }
+      Task { await socketSweeper.sweep(nil, for: self) }
+    } catch {
+      socketsNeedResync = false
+      socketResyncDelay = min(socketResyncDelay * 2, .seconds(30))
+      socketsFailed(error)
+    }
+  }
+
+  private func socketsFailed(_ error: any Error) {
+    metrics.transactionFailures += 1
+    socketFailure = "\(error)"
+    logger.error("sockets cannot be served, it will be tried again", metadata: ["error": "\(error)"])
+    guard !socketsNeedResync else { return }
+    socketsNeedResync = true
+    nextSocketResync = clock.now + socketResyncDelay
+  }
+
+  /// What time brings.
+  func tickSockets() {
+    guard isSynced, sockets != nil, socketsNeedResync, clock.now >= nextSocketResync else { return }
+    resyncSockets("a change failed")
+  }
+
+  func verifySockets() {
+    guard sockets != nil, !socketsNeedResync else { return }
+    do {
+      if try sockets?.verify(tables).isEmpty == false { resyncSockets("a periodic comparison found differences") }
+    } catch {
+      socketsFailed(error)
+    }
+  }
+
+  // MARK: Sockets that stay behind
+
+  /// Whose sockets may be translated: also those of pods that were served before, and are not any more.
+  func socketNamespaces() -> [NetworkNamespace] {
+    endpoints.values.map { NetworkNamespace(path: $0.netnsPath) }
+  }
+
+  /// Whether sockets talk to a backend of what they asked for; true for those that were never translated.
+  func areServed(_ connected: [ConnectedSocket]) -> [Bool] {
+    connected.map { socket in
+      guard let told = try? sockets?.requestedPeer(cookie: socket.cookie) else { return true }
+      let keys = [FrontendAddress.address(told.address), .node(told.address.family)].map {
+        FrontendKey($0, .udp, told.port)
+      }
+      return keys.contains { key in
+        guard let frontend = tables.services.frontends[key] else { return false }
+        let id = BackendSetID(service: frontend.service, scope: frontend.nodeScope, family: key.destination.family)
+        let set = tables.services.sets[id]
+        return set?.backends.contains(socket.peer) == true || set?.draining.contains(socket.peer) == true
+      }
+    }
+  }
+
+  /// Has the sockets looked at that a delta may have left behind.
+  func endStaleSockets(_ delta: TableDelta) {
+    guard sockets != nil else { return }
+    var gone: Set<SocketAddress> = []
+    func members(_ set: BackendSet?) -> [SocketAddress] { set.map { $0.backends + $0.draining } ?? [] }
+    func isDatagram(_ service: ServicePortID) -> Bool {
+      compiler.frontendKeys(of: service).contains { $0.proto == .udp }
+        || delta.frontends.contains { $0.key.proto == .udp && $0.value.old?.service == service }
+    }
+    for (id, change) in delta.sets {
+      let left = Set(members(change.old)).subtracting(members(change.new))
+      if !left.isEmpty, isDatagram(id.service) { gone.formUnion(left) }
+    }
+    // A frontend that goes, or asks another set, leaves its backends behind.
+    func leaves(_ frontend: Frontend) {
+      for scope in BackendScope.allCases {
+        for family in IPFamily.allCases {
+          let id = BackendSetID(service: frontend.service, scope: scope, family: family)
+          gone.formUnion(members(tables.services.sets[id] ?? delta.sets[id]?.old))
+        }
+      }
+    }
+    for (key, change) in delta.frontends where key.proto == .udp {
+      guard let old = change.old, old.service != change.new?.service || old.nodeScope != change.new?.nodeScope else {
+        continue
+      }
+      leaves(old)
+    }
+    // Rare: the one case in which the table is walked.
+    if !delta.nodePortAddresses.removed.isEmpty {
+      for (key, frontend) in tables.services.frontends where key.proto == .udp {
+        if case .node = key.destination { leaves(frontend) }
+      }
+    }
+    guard !gone.isEmpty else { return }
+    Task { await socketSweeper.sweep(gone, for: self) }
+  }
+}
