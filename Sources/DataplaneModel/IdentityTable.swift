@@ -94,6 +94,11 @@ public struct IdentityTable: Sendable, Equatable {
     addresses[address] ?? blocks[address.family]?.identity(of: address)
   }
 
+  /// Every number that stands for something. Costs what there is.
+  public var numbers: Set<IdentityID> {
+    Set(addresses.values).union(blocks.values.flatMap { $0.atoms.map(\.identity) })
+  }
+
   /// In a pod range, and no pod that we know of.
   public func isUnknown(_ address: IPAddress) -> Bool {
     addresses[address] == nil && podRanges.contains { $0.contains(address) }

@@ -163,7 +163,12 @@ extension CounterLedger.Source {
     else { return nil }
     let key = ClauseKey(AttributionID(rawValue: attribution), clause)
     self = .clause(
-      family, key, denies: verdict == .continue && !clause.isAllowed ? key.attribution.direction : nil)
+      family, key, denies: clause.isAllowed ? nil : Self.direction(of: verdict) ?? key.attribution.direction)
+  }
+
+  /// Which chain an element of earlier builds led to: their attributions' numbers did not tell.
+  private static func direction(of verdict: Verdict) -> PolicyDirection? {
+    PolicyDirection.allCases.first { verdict == .goto("deny-\($0)") }
   }
 }
 

@@ -16,6 +16,12 @@ struct PolicyLayout: Sendable, Hashable {
     self.keepsEstablished = keepsEstablished
   }
 
+  /// At random, never 0.
+  static func anyRevision(_ mask: UInt32) -> UInt32 {
+    let revision = UInt32.random(in: 1 ... .max) & mask
+    return revision == 0 ? unit(mask) : revision
+  }
+
   private static func unit(_ mask: UInt32) -> UInt32 { mask & (~mask &+ 1) }
 
   /// The next revision. Never 0, which flows have that nobody judged. After all there are, it begins anew.
@@ -44,6 +50,7 @@ extension Layout {
 
   private enum State {
     static let established: UInt32 = 2
+    static let new: UInt32 = 8
     static let related: UInt32 = 4
   }
 
@@ -94,7 +101,9 @@ extension Layout {
           RuleSpec(comment: "answers", expressions: answer + [.verdict(.goto("judge-answer"))]),
           RuleSpec(comment: "from a pod", expressions: local(.inputName) + [.verdict(.jump("egress"))]),
           RuleSpec(comment: "to a pod", expressions: local(.outputName) + [.verdict(.jump("ingress"))]),
-          RuleSpec(comment: "judged", expressions: [.verdict(.goto("stamp-flow"))]),
+          // Not what is only related: an error about a flow that was denied would bring it back.
+          RuleSpec(
+            comment: "judged", expressions: state(State.new | State.established) + [.verdict(.goto("stamp-flow"))]),
         ]))
     let judged = RuleSpec(comment: "judged already", expressions: [.verdict(.jump("current-flows"))])
     // The mark is the flow's. Flows between this node and its pods have one only where a pod began them.

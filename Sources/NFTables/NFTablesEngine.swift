@@ -46,6 +46,11 @@ public struct NFTablesEngine: DataplaneEngine {
   // MARK: DataplaneEngine
 
   public mutating func apply(_ delta: TableDelta, tables: Tables) throws(NFTablesError) -> ApplyReport {
+    // A subject that comes back must not find pairs of its past: numbers may stand for other addresses by now.
+    if !deferred.isEmpty, delta.pairs.contains(where: { $0.key.identity == .any && $0.value.old == nil }) {
+      waitForPackets()
+      try commit(deferred.take())
+    }
     var plan = planner.plan(delta, after: tables)
     for (family, change) in delta.internalAddresses {
       internalAddresses[family] = change.new
@@ -84,11 +89,14 @@ public struct NFTablesEngine: DataplaneEngine {
         try connection.readTable(family), family, tables, &structure, &leftOver, &drift)
     }
     lastLook = generation
-    return !drift.list.isEmpty
+    // What is too much opens nothing: chains of ours that wait for their removal, for one.
+    return drift.list.contains { $0.kind != .extra }
   }
 
   public mutating func resync(_ tables: Tables) throws(NFTablesError) -> (report: ApplyReport, drift: [Drift]) {
     keepCounts()
+    // Whatever somebody else writes from now on is seen: what was read before that may be gone.
+    lastGeneration = try connection.generation()
     deferred = DeferredRemovals()
     planner = Planner(tables)
     internalAddresses = tables.node.internalAddresses
@@ -116,15 +124,17 @@ public struct NFTablesEngine: DataplaneEngine {
         // Not so many at once that memory would not do: much is wrong anyway.
         if plan.now.count > Self.pieceSize { try execute(plan.take()) }
       }
+      // Whatever was wrong, or changed while nobody looked: flows it let through are judged by what is right now. In the
+      // transaction that mends it: an agent that is killed before the next would leave the next one nothing to see.
+      if !drift.list.isEmpty { plan.after += judgeAnew([family]) }
       try execute(plan)
     }
-    // Whatever was wrong, or changed while nobody looked: flows it let through are judged by what is right now.
-    if !drift.list.isEmpty { try commit(judgeAnew()) }
     if !deferred.isEmpty {
       waitForPackets()
       try commit(deferred.take())
     }
-    lastGeneration = try connection.generation()
+    // Once more: until now a flow may have met what was still to be removed.
+    if !drift.list.isEmpty { try commit(judgeAnew()) }
     return (takeReport(), drift.list)
   }
 
@@ -139,9 +149,17 @@ public struct NFTablesEngine: DataplaneEngine {
       drift.add(.different, "\(entry), should be \(want)")
       plan.now += [.delete(entry), .add(want)]
     }
+    let used = differences.extra.isEmpty ? [] : tables.identities.numbers
     for entry in differences.extra {
       drift.add(.extra, "\(entry)")
-      plan.remove(entry)
+      // A pair of another time under a number that stands for other addresses now: no packet may meet both.
+      if case .pair(_, _, _, let identity, _) = entry, map == .pairs || map == .attributions,
+        used.contains(IdentityID(rawValue: identity))
+      {
+        plan.now.append(.delete(entry))
+      } else {
+        plan.remove(entry)
+      }
     }
     if let missing = differences.missing {
       for entry in missing.values {
@@ -154,13 +172,17 @@ public struct NFTablesEngine: DataplaneEngine {
     try execute(plan.take())
     var piece: [Operation] = []
     var failure: NFTablesError?
+    let connection = connection
+    var commits: UInt32 = 0
     planner.forEachEntry(map, family, of: tables) { entry in
       piece.append(.add(entry))
       guard piece.count >= Self.pieceSize, failure == nil else { return }
       do throws(NFTablesError) { try connection.commit(piece) } catch { failure = error }
+      commits += 1
       piece.removeAll(keepingCapacity: true)
     }
     if let failure { throw failure }
+    if let last = lastGeneration { lastGeneration = last &+ commits }
     try commit(piece)
   }
 
@@ -278,21 +300,29 @@ public struct NFTablesEngine: DataplaneEngine {
   }
 
   /// The identities in the kernel: a restarted agent goes on with their numbers.
+  ///
+  /// `largestSerial` is that of any number in use, 0 where there is none: pairs may still wait for their removal.
   public func identitiesInForce() throws(NFTablesError) -> (
-    addresses: [IPAddress: IdentityID], atoms: [AddressRange: IdentityID]
+    addresses: [IPAddress: IdentityID], atoms: [AddressRange: IdentityID], largestSerial: UInt32
   ) {
     var (addresses, atoms): ([IPAddress: IdentityID], [AddressRange: IdentityID]) = ([:], [:])
+    var largest: UInt32 = 0
     for family in IPFamily.allCases {
       let maps = try connection.readTable(family).maps
-      guard [MapName.identities, .blocks].allSatisfy({ maps[$0.rawValue] != nil }) else { continue }
+      guard [MapName.identities, .blocks, .pairs].allSatisfy({ maps[$0.rawValue] != nil }) else { continue }
       try connection.readElements(family, .identities) { entry in
         if case .identity(let address, let identity) = entry { addresses[address] = IdentityID(rawValue: identity) }
       }
       try connection.readElements(family, .blocks) { entry in
         if case .block(_, let range, let identity) = entry { atoms[range] = IdentityID(rawValue: identity) }
       }
+      try connection.readElements(family, .pairs) { entry in
+        if case .pair(_, _, _, let identity, _) = entry { largest = max(largest, IdentityID(rawValue: identity).serial) }
+      }
     }
-    return (addresses, atoms)
+    for identity in addresses.values { largest = max(largest, identity.serial) }
+    for identity in atoms.values { largest = max(largest, identity.serial) }
+    return (addresses, atoms, largest)
   }
 
   /// The largest service number in the kernel, 0 where there is none.
@@ -375,13 +405,15 @@ public struct NFTablesEngine: DataplaneEngine {
   private mutating func adoptRevision(_ kernel: KernelTable, _ family: IPFamily) {
     let found = kernel.chains["stamp-flow"]?.rules.first.flatMap(PolicyLayout.revision(inRule:))
     let revision = found.flatMap { $0 != 0 && $0 & ~markMask == 0 ? $0 : nil } ?? policies[family]?.revision
+      // Nothing tells where an earlier table was: its flows may still be there, with its marks.
+      ?? PolicyLayout.anyRevision(markMask)
     policies[family] = PolicyLayout(markMask: markMask, revision: revision, keepsEstablished: keepsEstablished)
   }
 
   /// Every flow is judged again at its next packet.
-  private mutating func judgeAnew() -> [Operation] {
+  private mutating func judgeAnew(_ families: [IPFamily] = IPFamily.allCases) -> [Operation] {
     var operations: [Operation] = []
-    for family in IPFamily.allCases {
+    for family in families {
       policies[family] = layout(family).policy.next
       let revision = layout(family).policy.revision
       if let old = planner.revisions.updateValue(revision, forKey: family) {

@@ -40,6 +40,8 @@ extension PolicyCompiler {
       guard let group = state.group(group) else { return classes.place(address, nil) }
       classes.addGroup(group.id, profile(of: group, state))
     }
+    // Whoever comes back may have come back as somebody else: live flows are judged again.
+    if lastOwners[address] != nil, classes.identity(of: address) == nil { hasNewReuse = true }
     note(placement.owner, of: address)
     classes.place(address, .group(group))
   }

@@ -223,4 +223,29 @@ import Testing
       }
     }
   }
+
+  @Test("an error about a flow that a policy has ended does not bring it back", arguments: IPFamily.allCases)
+  func errorsAndMarks(family: IPFamily) throws {
+    try inNode { findings in
+      var node = try PolicyNode(try PolicyScene([:]).world)
+      // Out of a pod whose policy says nothing of what comes in: the error itself may pass.
+      let flow = node.trial("shop/web", "bank/web", .udp(53), family, arrives: true)
+      guard let receiver = flow.to, case .udp(let source, let destination) = flow.packet.content else { return }
+      let answer = PolicyTrial(
+        "answer",
+        ProbePacket(
+          source: flow.packet.destination, destination: flow.packet.source,
+          content: .udp(source: destination, destination: source)), from: receiver, to: flow.from)
+      try node.check([flow], &findings)
+      try node.check([answer], &findings)
+      let egress = "{podSelector: {}, policyTypes: [Egress]}"
+      try node.apply(node.changes(to: try PolicyScene(["deny": egress]).world))
+      var ended = flow
+      ended.to = nil
+      try node.check([ended], &findings)
+      let error = Self.error(about: flow.packet, from: flow.packet.destination)
+      try node.check([PolicyTrial("error", error, from: receiver, to: flow.from)], &findings)
+      try node.check([ended], &findings)
+    }
+  }
 }

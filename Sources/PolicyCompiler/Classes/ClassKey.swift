@@ -54,9 +54,14 @@ struct ClassKey: Hashable, Sendable {
 public struct IdentitiesInForce: Sendable {
   public var addresses: [IPAddress: IdentityID]
   public var atoms: [AddressRange: IdentityID]
+  /// The largest of any number there, also of those that only pairs still have.
+  public var largestSerial: UInt32
 
-  public init(addresses: [IPAddress: IdentityID] = [:], atoms: [AddressRange: IdentityID] = [:]) {
+  public init(
+    addresses: [IPAddress: IdentityID] = [:], atoms: [AddressRange: IdentityID] = [:], largestSerial: UInt32 = 0
+  ) {
     self.addresses = addresses
     self.atoms = atoms
+    self.largestSerial = largestSerial
   }
 }

@@ -94,7 +94,7 @@ struct ClassTable: Sendable {
     inherited = inForce.addresses
     inheritedAtoms = inForce.atoms
     let all = Array(inForce.addresses.values) + Array(inForce.atoms.values)
-    serial = max(IdentityID.firstSerial, (all.map(\.serial).max() ?? 0) + 1)
+    serial = max(IdentityID.firstSerial, max(all.map(\.serial).max() ?? 0, inForce.largestSerial) + 1)
     spaces = []
     for kind in [IdentityKind.node, .world, .unknown] { _ = profiles.intern(Profile(kind: kind)) }
     for family in [IPFamily.v4, .v6] {
