@@ -317,7 +317,9 @@ public struct NFTablesEngine: DataplaneEngine {
         if case .block(_, let range, let identity) = entry { atoms[range] = IdentityID(rawValue: identity) }
       }
       try connection.readElements(family, .pairs) { entry in
-        if case .pair(_, _, _, let identity, _) = entry { largest = max(largest, IdentityID(rawValue: identity).serial) }
+        if case .pair(_, _, _, let identity, _) = entry {
+          largest = max(largest, IdentityID(rawValue: identity).serial)
+        }
       }
     }
     for identity in addresses.values { largest = max(largest, identity.serial) }
@@ -404,7 +406,8 @@ public struct NFTablesEngine: DataplaneEngine {
   /// Goes on with the revision that flows in the kernel carry: it stands in a rule.
   private mutating func adoptRevision(_ kernel: KernelTable, _ family: IPFamily) {
     let found = kernel.chains["stamp-flow"]?.rules.first.flatMap(PolicyLayout.revision(inRule:))
-    let revision = found.flatMap { $0 != 0 && $0 & ~markMask == 0 ? $0 : nil } ?? policies[family]?.revision
+    let revision =
+      found.flatMap { $0 != 0 && $0 & ~markMask == 0 ? $0 : nil } ?? policies[family]?.revision
       // Nothing tells where an earlier table was: its flows may still be there, with its marks.
       ?? PolicyLayout.anyRevision(markMask)
     policies[family] = PolicyLayout(markMask: markMask, revision: revision, keepsEstablished: keepsEstablished)

@@ -83,7 +83,8 @@ actor Reconciler {
     compiler = ServiceCompiler(
       nodeName: configuration.nodeName, numbering: numbering, slotsInForce: try engine.slotsInForce())
     let inForce = try engine.identitiesInForce()
-    policies = PolicyCompiler(inForce: IdentitiesInForce(
+    policies = PolicyCompiler(
+      inForce: IdentitiesInForce(
         addresses: inForce.addresses, atoms: inForce.atoms, largestSerial: inForce.largestSerial))
     routes = try NodeRoutes()
     addresses = try RouteSocket()
