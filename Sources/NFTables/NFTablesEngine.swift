@@ -261,87 +261,9 @@ public struct NFTablesEngine: DataplaneEngine {
     }
   }
 
-  /// Names of tables in both families, for finding other service proxies.
-  public func tableNames() throws(NFTablesError) -> [String] {
-    var names: [String] = []
-    for family in IPFamily.allCases { names += try connection.tableNames(family) }
-    return names
-  }
-
-  /// What another service proxy left in nf_tables, iptables-nft's tables included: two proxies on one node answer for the
-  /// same addresses.
-  public func otherProxies() throws(NFTablesError) -> [String] {
-    var found: [String] = []
-    for family in IPFamily.allCases {
-      let name = family == .v4 ? "ip" : "ip6"
-      for table in try connection.tableNames(family) where table == "kube-proxy" {
-        found.append("table \(name) \(table)")
-      }
-      for chain in try connection.chainNames(family) where chain == "KUBE-SERVICES" || chain == "KUBE-NODEPORTS" {
-        found.append("chain \(name) \(chain)")
-      }
-    }
-    return found
-  }
-
-  /// The slots of every backend set in the kernel: the order a restarted agent goes on with.
-  public func slotsInForce() throws(NFTablesError) -> [BackendSetID: [SocketAddress]] {
-    var slots: [BackendSetID: [(UInt32, SocketAddress)]] = [:]
-    for family in IPFamily.allCases where try connection.tableNames(family).contains(Layout.tableName) {
-      try connection.readElements(family, .backends) { entry in
-        guard case .backend(let slot, let key, let backend) = entry,
-          let service = ServicePortID(key & FrontendFlag.serviceMask)
-        else { return }
-        let scope: BackendScope = key & FrontendFlag.local != 0 ? .local : .cluster
-        slots[BackendSetID(service: service, scope: scope, family: family), default: []].append((slot, backend))
-      }
-    }
-    return slots.mapValues { $0.sorted { $0.0 < $1.0 }.map(\.1) }
-  }
-
-  /// The identities in the kernel: a restarted agent goes on with their numbers.
-  ///
-  /// `largestSerial` is that of any number in use, 0 where there is none: pairs may still wait for their removal.
-  public func identitiesInForce() throws(NFTablesError) -> (
-    addresses: [IPAddress: IdentityID], atoms: [AddressRange: IdentityID], largestSerial: UInt32
-  ) {
-    var (addresses, atoms): ([IPAddress: IdentityID], [AddressRange: IdentityID]) = ([:], [:])
-    var largest: UInt32 = 0
-    for family in IPFamily.allCases {
-      let maps = try connection.readTable(family).maps
-      guard [MapName.identities, .blocks, .pairs].allSatisfy({ maps[$0.rawValue] != nil }) else { continue }
-      try connection.readElements(family, .identities) { entry in
-        if case .identity(let address, let identity) = entry { addresses[address] = IdentityID(rawValue: identity) }
-      }
-      try connection.readElements(family, .blocks) { entry in
-        if case .block(_, let range, let identity) = entry { atoms[range] = IdentityID(rawValue: identity) }
-      }
-      try connection.readElements(family, .pairs) { entry in
-        if case .pair(_, _, _, let identity, _) = entry {
-          largest = max(largest, IdentityID(rawValue: identity).serial)
-        }
-      }
-    }
-    for identity in addresses.values { largest = max(largest, identity.serial) }
-    for identity in atoms.values { largest = max(largest, identity.serial) }
-    return (addresses, atoms, largest)
-  }
-
-  /// The largest service number in the kernel, 0 where there is none.
-  public func largestServiceNumber() throws(NFTablesError) -> UInt32 {
-    var largest: UInt32 = 0
-    for family in IPFamily.allCases where try connection.tableNames(family).contains(Layout.tableName) {
-      try connection.readElements(family, .sets) { entry in
-        if case .set(_, let key, _) = entry { largest = max(largest, key & FrontendFlag.serviceMask) }
-      }
-    }
-    return largest
-  }
-
   // MARK: Comparing
 
   /// Compares tables, maps and rules; returns the maps whose elements can be kept.
-
   private func compareStructure(
     _ kernel: KernelTable, _ family: IPFamily, _ tables: Tables, _ structure: inout [Operation],
     _ leftOver: inout [Operation], _ drift: inout DriftList
@@ -476,54 +398,5 @@ private struct DriftList {
     guard left > 0 else { return }
     left -= 1
     list.append(Drift(kind, object()))
-  }
-}
-
-/// Elements and chains that packets under way may still look up.
-private struct DeferredRemovals {
-  private var entries: [MapEntry.Key: MapEntry] = [:]
-  private var chains: [ChainKey: Operation] = [:]
-  private var foreignMaps: [Operation] = []
-
-  private struct ChainKey: Hashable {
-    var family: IPFamily
-    var name: String
-  }
-
-  var isEmpty: Bool { entries.isEmpty && chains.isEmpty && foreignMaps.isEmpty }
-
-  mutating func add(_ operations: [Operation]) {
-    for operation in operations {
-      switch operation {
-      case .delete(let entry): entries[entry.key] = entry
-      case .deleteChain(let family, let name): chains[ChainKey(family: family, name: name)] = operation
-      case .deleteMap: foreignMaps.append(operation)
-      default: break
-      }
-    }
-  }
-
-  mutating func take() -> [Operation] {
-    defer { self = DeferredRemovals() }
-    return entries.values.map(Operation.delete) + chains.values + foreignMaps
-  }
-
-  /// What is added again is not removed later; its old value gives way in the same transaction.
-  mutating func reclaiming(_ operations: [Operation]) -> [Operation] {
-    guard !isEmpty else { return operations }
-    var result: [Operation] = []
-    for operation in operations {
-      switch operation {
-      case .add(let entry):
-        if let old = entries.removeValue(forKey: entry.key) {
-          if old == entry { continue }
-          result.append(.delete(old))
-        }
-      case .addChain(let family, let chain): chains[ChainKey(family: family, name: chain.name)] = nil
-      default: break
-      }
-      result.append(operation)
-    }
-    return result
   }
 }
