@@ -138,7 +138,11 @@ extension Reconciler {
     for object in compiler.differences(in: state, from: tables) { note("objects and agent", "different", object) }
     for drift in try engine.verify(tables) { note("agent and kernel", drift.kind.rawValue, drift.object) }
     count(engine.takeReport())
-    for drift in try sockets?.verify(tables) ?? [] { note("agent and sockets", drift.kind.rawValue, drift.object) }
+    do {
+      for drift in try sockets?.verify(tables) ?? [] { note("agent and sockets", drift.kind.rawValue, drift.object) }
+    } catch {
+      note("agent and sockets", "unreadable", "\(error)")
+    }
     clinux_malloc_trim()
     return ["apiVersion": "sluice.dev/v1", "differences": .array(differences)]
   }
