@@ -1,5 +1,6 @@
 import CLinux
 import Glibc
+import Netlink
 
 /// Where pins and cgroups are.
 public enum BPFFileSystem {
@@ -7,14 +8,14 @@ public enum BPFFileSystem {
 
   /// Sees to it that `folder` lies in a BPF file system: mounts one on /sys/fs/bpf where the folder is below, else on the
   /// folder itself, unless there is one.
-  public static func mount(for folder: String) throws(BPFError) {
+  public static func mount(for folder: String) throws(SystemError) {
     let place = folder == usual || folder.hasPrefix("\(usual)/") ? usual : folder
     if isMounted(place) || isMounted(folder) { return }
     guard mkdir(place, 0o700) == 0 || errno == EEXIST else {
-      throw BPFError(operation: "make folder", object: place, errno: errno)
+      throw SystemError(operation: "make folder", object: place, errno: errno)
     }
     guard Glibc.mount("bpf", place, "bpf", 0, "mode=0700") == 0 else {
-      throw BPFError(operation: "mount BPF file system on", object: place, errno: errno)
+      throw SystemError(operation: "mount BPF file system on", object: place, errno: errno)
     }
   }
 
@@ -27,14 +28,14 @@ public enum BPFFileSystem {
   }
 
   /// The root of the unified cgroup hierarchy: every process is in it or below.
-  public static func cgroupRoot() throws(BPFError) -> String {
+  public static func cgroupRoot() throws(SystemError) -> String {
     for place in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {
       var status = statfs()
       guard statfs(place, &status) == 0 else { continue }
       let magic: UInt32 = 0x6367_7270  // CGROUP2_SUPER_MAGIC, linux/magic.h
       if UInt32(truncatingIfNeeded: Int(status.f_type)) == magic { return place }
     }
-    throw BPFError(
+    throw SystemError(
       operation: "find", object: "cgroup2", errno: ENOENT, detail: "mount -t cgroup2 none /sys/fs/cgroup, or name it")
   }
 }

@@ -16,10 +16,10 @@ public struct BPFMap<Key: MapLayout, Value: MapLayout>: ~Copyable, Sendable {
   private let descriptor: FileDescriptor
 
   /// - Throws: where the kernel's key or value has another size.
-  init(_ name: String, owning descriptor: consuming FileDescriptor) throws(BPFError) {
+  init(_ name: String, owning descriptor: consuming FileDescriptor) throws(SystemError) {
     let info = try MapInfo(descriptor.number, name)
     guard info.keySize == MemoryLayout<Key>.stride, info.valueSize == MemoryLayout<Value>.stride else {
-      throw BPFError(
+      throw SystemError(
         operation: "open map", object: name, errno: EINVAL,
         detail: "its key has \(info.keySize) bytes and its value \(info.valueSize); ours have "
           + "\(MemoryLayout<Key>.stride) and \(MemoryLayout<Value>.stride)")
@@ -28,13 +28,8 @@ public struct BPFMap<Key: MapLayout, Value: MapLayout>: ~Copyable, Sendable {
     self.descriptor = descriptor
   }
 
-  /// Most elements it can have.
-  public var capacity: Int {
-    get throws(BPFError) { try MapInfo(descriptor.number, name).maximum }
-  }
-
   public subscript(key: Key) -> Value? {
-    get throws(BPFError) {
+    get throws(SystemError) {
       var value = Value()
       let result = withUnsafePointer(to: key) { bpf_map_lookup_elem(descriptor.number, $0, &value) }
       if result == -ENOENT { return nil }
@@ -43,7 +38,7 @@ public struct BPFMap<Key: MapLayout, Value: MapLayout>: ~Copyable, Sendable {
     }
   }
 
-  public func set(_ key: Key, _ value: Value) throws(BPFError) {
+  public func set(_ key: Key, _ value: Value) throws(SystemError) {
     try check("write to", name) {
       withUnsafePointer(to: key) { key in
         withUnsafePointer(to: value) { bpf_map_update_elem(descriptor.number, key, $0, UInt64(BPF_ANY)) }
@@ -53,7 +48,7 @@ public struct BPFMap<Key: MapLayout, Value: MapLayout>: ~Copyable, Sendable {
 
   /// - Returns: whether it was there.
   @discardableResult
-  public func remove(_ key: Key) throws(BPFError) -> Bool {
+  public func remove(_ key: Key) throws(SystemError) -> Bool {
     let result = withUnsafePointer(to: key) { bpf_map_delete_elem(descriptor.number, $0) }
     if result == -ENOENT { return false }
     try check("delete from", name) { result }
@@ -61,7 +56,7 @@ public struct BPFMap<Key: MapLayout, Value: MapLayout>: ~Copyable, Sendable {
   }
 
   /// Writes many at once: half the time of one by one.
-  public func set(_ elements: [(key: Key, value: Value)]) throws(BPFError) {
+  public func set(_ elements: [(key: Key, value: Value)]) throws(SystemError) {
     guard elements.count > 1 else {
       for element in elements { try set(element.key, element.value) }
       return
@@ -87,19 +82,19 @@ public struct BPFMap<Key: MapLayout, Value: MapLayout>: ~Copyable, Sendable {
       // Else the kernel has written `count` of them, whatever it answers.
       done += Int(count)
       if result < 0, result != -EINTR, result != -EAGAIN {
-        throw BPFError(operation: "write \(elements.count) elements to", object: name, errno: -result)
+        throw SystemError(operation: "write \(elements.count) elements to", object: name, errno: -result)
       }
     }
   }
 
-  public func remove(_ keys: [Key]) throws(BPFError) {
+  public func remove(_ keys: [Key]) throws(SystemError) {
     for key in keys { try remove(key) }
   }
 
   /// Every element. What others write meanwhile may be there or not; what nobody touches is there once.
   ///
   /// By single steps: a deletion meanwhile makes the kernel begin anew, and elements seen are then skipped here.
-  public func elements() throws(BPFError) -> [Key: Value] {
+  public func elements() throws(SystemError) -> [Key: Value] {
     var found: [Key: Value] = [:]
     var previous: Key?
     while true {
@@ -137,7 +132,7 @@ struct MapInfo: Equatable, CustomStringConvertible {
   }
 
   /// Of a map in the kernel.
-  init(_ descriptor: CInt, _ name: String) throws(BPFError) {
+  init(_ descriptor: CInt, _ name: String) throws(SystemError) {
     var info = bpf_map_info()
     var size = UInt32(MemoryLayout<bpf_map_info>.size)
     try check("ask about map", name) { bpf_obj_get_info_by_fd(descriptor, &info, &size) }

@@ -9,7 +9,7 @@ final class BPFObject {
   let name: String
 
   /// Opens the file; nothing is in the kernel yet.
-  init(_ program: BPFProgram) throws(BPFError) {
+  init(_ program: BPFProgram) throws(SystemError) {
     Self.silenceLibrary
     name = program.name
     var options = bpf_object_open_opts()
@@ -20,7 +20,7 @@ final class BPFObject {
         return bpf_object__open_mem(bytes.baseAddress, bytes.count, &options)
       }
     }
-    guard let opened else { throw BPFError(operation: "open object", object: program.name, errno: errno) }
+    guard let opened else { throw SystemError(operation: "open object", object: program.name, errno: errno) }
     object = opened
   }
 
@@ -40,12 +40,12 @@ final class BPFObject {
   // MARK: Before loading
 
   /// Sets a `const volatile` variable of the program.
-  func setConstant<Value: BitwiseCopyable>(_ variable: String, _ value: Value) throws(BPFError) {
+  func setConstant<Value: BitwiseCopyable>(_ variable: String, _ value: Value) throws(SystemError) {
     var size = 0
     guard let map = bpf_object__find_map_by_name(object, ".rodata"),
       let initial = bpf_map__initial_value(map, &size),
       let place = constants[variable], place.count == MemoryLayout<Value>.size, place.upperBound <= size
-    else { throw BPFError(operation: "set constant", object: "\(name): \(variable)", errno: EINVAL) }
+    else { throw SystemError(operation: "set constant", object: "\(name): \(variable)", errno: EINVAL) }
     withUnsafeBytes(of: value) { bytes in
       UnsafeMutableRawBufferPointer(start: UnsafeMutableRawPointer(mutating: initial), count: size)[place]
         .copyBytes(from: bytes)
@@ -74,16 +74,16 @@ final class BPFObject {
   }
 
   /// Uses a map that exists instead of making one.
-  func reuse(_ map: String, _ descriptor: CInt) throws(BPFError) {
+  func reuse(_ map: String, _ descriptor: CInt) throws(SystemError) {
     let found = try self.map(map)
     try check("reuse map", map) { bpf_map__reuse_fd(found, descriptor) }
   }
 
-  func load() throws(BPFError) {
+  func load() throws(SystemError) {
     LibraryWords.forget()
     let result = bpf_object__load(object)
     guard result == 0 else {
-      throw BPFError(operation: "load", object: name, errno: -result, detail: LibraryWords.last)
+      throw SystemError(operation: "load", object: name, errno: -result, detail: LibraryWords.last)
     }
   }
 
@@ -111,7 +111,7 @@ final class BPFObject {
   }
 
   /// What the file asks for, before loading.
-  func shape(of name: String) throws(BPFError) -> MapInfo {
+  func shape(of name: String) throws(SystemError) -> MapInfo {
     let found = try map(name)
     return MapInfo(
       type: bpf_map__type(found).rawValue, keySize: Int(bpf_map__key_size(found)),
@@ -120,22 +120,22 @@ final class BPFObject {
   }
 
   /// Lent: it lives as long as this object.
-  func descriptor(ofMap name: String) throws(BPFError) -> CInt { bpf_map__fd(try map(name)) }
-  func descriptor(ofProgram name: String) throws(BPFError) -> CInt { bpf_program__fd(try program(name)) }
-  func attachType(ofProgram name: String) throws(BPFError) -> bpf_attach_type {
+  func descriptor(ofMap name: String) throws(SystemError) -> CInt { bpf_map__fd(try map(name)) }
+  func descriptor(ofProgram name: String) throws(SystemError) -> CInt { bpf_program__fd(try program(name)) }
+  func attachType(ofProgram name: String) throws(SystemError) -> bpf_attach_type {
     bpf_program__expected_attach_type(try program(name))
   }
 
-  private func map(_ name: String) throws(BPFError) -> OpaquePointer {
+  private func map(_ name: String) throws(SystemError) -> OpaquePointer {
     guard let map = bpf_object__find_map_by_name(object, name) else {
-      throw BPFError(operation: "find map", object: "\(self.name): \(name)", errno: ENOENT)
+      throw SystemError(operation: "find map", object: "\(self.name): \(name)", errno: ENOENT)
     }
     return map
   }
 
-  private func program(_ name: String) throws(BPFError) -> OpaquePointer {
+  private func program(_ name: String) throws(SystemError) -> OpaquePointer {
     guard let program = bpf_object__find_program_by_name(object, name) else {
-      throw BPFError(operation: "find program", object: "\(self.name): \(name)", errno: ENOENT)
+      throw SystemError(operation: "find program", object: "\(self.name): \(name)", errno: ENOENT)
     }
     return program
   }

@@ -12,7 +12,7 @@ struct CgroupLinks {
   static func pin(_ program: String) -> String { "\(prefix)\(program)" }
 
   /// Attaches every program of the object, or puts it into the place of its predecessor.
-  func attach(_ object: BPFObject) throws(BPFError) {
+  func attach(_ object: BPFObject) throws(SystemError) {
     let (folder, number) = try open()
     defer { close(folder) }
     for name in object.programNames {
@@ -31,7 +31,7 @@ struct CgroupLinks {
   }
 
   /// Which of the programs are attached to the cgroup.
-  func attached(_ names: [String]) throws(BPFError) -> Set<String> {
+  func attached(_ names: [String]) throws(SystemError) -> Set<String> {
     let (folder, number) = try open()
     defer { close(folder) }
     var found: Set<String> = []
@@ -44,18 +44,18 @@ struct CgroupLinks {
   }
 
   /// The cgroup's folder, and its number: the folder's inode.
-  private func open() throws(BPFError) -> (descriptor: CInt, number: UInt64) {
+  private func open() throws(SystemError) -> (descriptor: CInt, number: UInt64) {
     let folder = Glibc.open(cgroup, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
-    guard folder >= 0 else { throw BPFError(operation: "open cgroup", object: cgroup, errno: errno) }
+    guard folder >= 0 else { throw SystemError(operation: "open cgroup", object: cgroup, errno: errno) }
     var status = stat()
     guard fstat(folder, &status) == 0 else {
       close(folder)
-      throw BPFError(operation: "look at cgroup", object: cgroup, errno: errno)
+      throw SystemError(operation: "look at cgroup", object: cgroup, errno: errno)
     }
     return (folder, UInt64(status.st_ino))
   }
 
-  private func info(_ link: CInt, _ name: String) throws(BPFError) -> bpf_link_info {
+  private func info(_ link: CInt, _ name: String) throws(SystemError) -> bpf_link_info {
     var info = bpf_link_info()
     var size = UInt32(MemoryLayout<bpf_link_info>.size)
     try check("ask about link", name) { bpf_obj_get_info_by_fd(link, &info, &size) }

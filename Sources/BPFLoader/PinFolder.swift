@@ -10,17 +10,17 @@ public struct PinFolder: Sendable {
   public let path: String
 
   /// - Parameter path: a folder in a mounted BPF file system, made where it is not there.
-  public init(_ path: String) throws(BPFError) {
+  public init(_ path: String) throws(SystemError) {
     self.path = path
     var made = ""
     for part in path.split(separator: "/") {
       made += "/\(part)"
       guard mkdir(made, 0o700) == 0 || errno == EEXIST else {
-        throw BPFError(operation: "make folder", object: made, errno: errno)
+        throw SystemError(operation: "make folder", object: made, errno: errno)
       }
     }
     guard BPFFileSystem.isMounted(path) else {
-      throw BPFError(
+      throw SystemError(
         operation: "use", object: path, errno: EINVAL, detail: "it is in no BPF file system: mount -t bpf bpf FOLDER")
     }
   }
@@ -28,19 +28,19 @@ public struct PinFolder: Sendable {
   func path(_ name: String) -> String { "\(path)/\(name)" }
 
   /// nil where nothing is pinned by that name.
-  func open(_ name: String) throws(BPFError) -> CInt? {
+  func open(_ name: String) throws(SystemError) -> CInt? {
     let descriptor = bpf_obj_get(path(name))
     if descriptor == -ENOENT { return nil }
     return try check("open pin", path(name)) { descriptor }
   }
 
-  func pin(_ descriptor: CInt, _ name: String) throws(BPFError) {
+  func pin(_ descriptor: CInt, _ name: String) throws(SystemError) {
     try check("pin", path(name)) { bpf_obj_pin(descriptor, path(name)) }
   }
 
-  func remove(_ name: String) throws(BPFError) {
+  func remove(_ name: String) throws(SystemError) {
     guard unlink(path(name)) == 0 || errno == ENOENT else {
-      throw BPFError(operation: "remove pin", object: path(name), errno: errno)
+      throw SystemError(operation: "remove pin", object: path(name), errno: errno)
     }
   }
 

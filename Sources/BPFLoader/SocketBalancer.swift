@@ -25,7 +25,7 @@ public struct SocketBalancer: DataplaneEngine {
   ///   - cgroup: processes in it and below are served.
   ///   - hostCookie: of the network namespace whose processes are the node's own.
   ///   - servesPods: whether pods' sockets are translated too.
-  public init(pins: PinFolder, cgroup: String, hostCookie: UInt64, servesPods: Bool = true) throws(BPFError) {
+  public init(pins: PinFolder, cgroup: String, hostCookie: UInt64, servesPods: Bool = true) throws(SystemError) {
     self.pins = pins
     owners = SocketOwners(hostCookie: hostCookie, servesPods: servesPods)
     links = CgroupLinks(pins: pins, cgroup: cgroup)
@@ -43,12 +43,12 @@ public struct SocketBalancer: DataplaneEngine {
 
   /// In an order in which a socket meets the old tables or the new: what is named comes before what names it, and goes
   /// after it. A set that grows has its slots before its count, one that shrinks its count before they go.
-  public mutating func apply(_ delta: TableDelta, tables: Tables) throws(BPFError) -> ApplyReport {
+  public mutating func apply(_ delta: TableDelta, tables: Tables) throws(SystemError) -> ApplyReport {
     let change = SocketChange(delta, after: tables, lists: &lists, owners: owners)
     return try write(from: change.before, to: change.after)
   }
 
-  public mutating func resync(_ tables: Tables) throws(BPFError) -> (report: ApplyReport, drift: [Drift]) {
+  public mutating func resync(_ tables: Tables) throws(SystemError) -> (report: ApplyReport, drift: [Drift]) {
     lists = RangeLists()
     for frontend in tables.services.frontends.values {
       if let ranges = frontend.sourceRanges { lists.retain(ranges) }
@@ -68,7 +68,7 @@ public struct SocketBalancer: DataplaneEngine {
     return (report, drift)
   }
 
-  public mutating func verify(_ tables: Tables) throws(BPFError) -> [Drift] {
+  public mutating func verify(_ tables: Tables) throws(SystemError) -> [Drift] {
     var drift = Self.drift(try read(), SocketTable(tables, lists: lists, owners: owners))
     let attached = try links.attached(object.programNames)
     for program in object.programNames where !attached.contains(program) {
@@ -77,10 +77,10 @@ public struct SocketBalancer: DataplaneEngine {
     return drift
   }
 
-  public mutating func cleanUp() throws(BPFError) { try Self.cleanUp(pins) }
+  public mutating func cleanUp() throws(SystemError) { try Self.cleanUp(pins) }
 
   /// Detaches and removes what any build of ours has pinned there.
-  public static func cleanUp(_ pins: PinFolder) throws(BPFError) {
+  public static func cleanUp(_ pins: PinFolder) throws(SystemError) {
     let names = pins.names
     for prefix in [CgroupLinks.prefix, MapPins.prefix] {
       for name in names where name.hasPrefix(prefix) { try pins.remove(name) }
@@ -88,27 +88,16 @@ public struct SocketBalancer: DataplaneEngine {
     pins.removeFolder()
   }
 
-  /// The most elements of each map.
-  public var capacities: [String: Int] {
-    get throws(BPFError) {
-      [
-        "frontends": try maps.frontends.capacity, "sets": try maps.sets.capacity, "slots": try maps.slots.capacity,
-        "members": try maps.members.capacity, "sources": try maps.sources.capacity,
-        "clients": try maps.clients.capacity,
-      ]
-    }
-  }
-
   // MARK: Sockets
 
   /// What a connected datagram socket asked for; nil where it was not translated.
-  public func requestedPeer(cookie: UInt64) throws(BPFError) -> SocketAddress? {
+  public func requestedPeer(cookie: UInt64) throws(SystemError) -> SocketAddress? {
     try maps.connections[cookie]?.told.socketAddress
   }
 
   // MARK: Maps
 
-  private func read() throws(BPFError) -> SocketTable {
+  private func read() throws(SystemError) -> SocketTable {
     var table = SocketTable()
     table.frontends = try maps.frontends.elements()
     table.sets = try maps.sets.elements()
@@ -120,7 +109,7 @@ public struct SocketBalancer: DataplaneEngine {
     return table
   }
 
-  private func write(from old: SocketTable, to new: SocketTable) throws(BPFError) -> ApplyReport {
+  private func write(from old: SocketTable, to new: SocketTable) throws(SystemError) -> ApplyReport {
     var report = ApplyReport()
     try Self.add(maps.sources, old.sources, new.sources, &report)
     try Self.add(maps.members, old.members, new.members, &report)
@@ -141,7 +130,7 @@ public struct SocketBalancer: DataplaneEngine {
 
   private static func add<Key, Value>(
     _ map: borrowing BPFMap<Key, Value>, _ old: [Key: Value], _ new: [Key: Value], _ report: inout ApplyReport
-  ) throws(BPFError) {
+  ) throws(SystemError) {
     let elements = new.filter { old[$0.key] != $0.value }.map { (key: $0.key, value: $0.value) }
     guard !elements.isEmpty else { return }
     report.messages += 1
@@ -150,7 +139,7 @@ public struct SocketBalancer: DataplaneEngine {
 
   private static func remove<Key, Value>(
     _ map: borrowing BPFMap<Key, Value>, _ old: [Key: Value], _ new: [Key: Value], _ report: inout ApplyReport
-  ) throws(BPFError) {
+  ) throws(SystemError) {
     let keys = old.keys.filter { new[$0] == nil }
     report.messages += keys.count
     try map.remove(keys)

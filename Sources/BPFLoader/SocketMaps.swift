@@ -19,11 +19,11 @@ final class SocketMaps: Sendable {
   let realPeers: BPFMap<PeerKeyLayout, BackendLayout>
 
   /// Of the object once it is loaded.
-  init(_ object: BPFObject) throws(BPFError) {
-    func descriptor(_ name: String) throws(BPFError) -> FileDescriptor {
+  init(_ object: BPFObject) throws(SystemError) {
+    func descriptor(_ name: String) throws(SystemError) -> FileDescriptor {
       let lent = try object.descriptor(ofMap: name)
       let own = fcntl(lent, F_DUPFD_CLOEXEC, 0)
-      guard own >= 0 else { throw BPFError(operation: "duplicate descriptor of", object: name, errno: errno) }
+      guard own >= 0 else { throw SystemError(operation: "duplicate descriptor of", object: name, errno: errno) }
       return FileDescriptor(owning: own)
     }
     frontends = try BPFMap("frontends", owning: try descriptor("frontends"))
@@ -47,27 +47,27 @@ struct MapPins {
   static let prefix = "map-"
 
   /// Type, sizes and flags stand in the name.
-  static func pin(_ map: String, of object: BPFObject) throws(BPFError) -> String {
+  static func pin(_ map: String, of object: BPFObject) throws(SystemError) -> String {
     let shape = try object.shape(of: map)
     return "\(prefix)\(map)-\(shape.type)-\(shape.keySize)-\(shape.valueSize)-\(shape.maximum)-\(shape.flags)"
   }
 
   /// - Throws: where somebody pinned another kind of map by our name.
-  func adopt(into object: BPFObject) throws(BPFError) {
+  func adopt(into object: BPFObject) throws(SystemError) {
     for map in object.mapNames {
       let pin = try Self.pin(map, of: object)
       guard let descriptor = try pins.open(pin) else { continue }
       defer { close(descriptor) }
       let info = try MapInfo(descriptor, map)
       guard info == (try object.shape(of: map)) else {
-        throw BPFError(
+        throw SystemError(
           operation: "adopt", object: pins.path(pin), errno: EINVAL, detail: "it is no map of ours: \(info)")
       }
       try object.reuse(map, descriptor)
     }
   }
 
-  func pin(_ object: BPFObject) throws(BPFError) {
+  func pin(_ object: BPFObject) throws(SystemError) {
     for map in object.mapNames {
       let pin = try Self.pin(map, of: object)
       if let descriptor = try pins.open(pin) {
@@ -79,7 +79,7 @@ struct MapPins {
   }
 
   /// Pins of maps of other layouts: an older build's, which nobody uses once its programs are replaced.
-  func removeOthers(than object: BPFObject) throws(BPFError) {
+  func removeOthers(than object: BPFObject) throws(SystemError) {
     var wanted: Set<String> = []
     for map in object.mapNames { wanted.insert(try Self.pin(map, of: object)) }
     for name in pins.names where name.hasPrefix(Self.prefix) && !wanted.contains(name) { try pins.remove(name) }

@@ -30,10 +30,12 @@ enum Attachment {
     let addresses = try reserve(owner, settings, config, shape, node)
     do throws(CNIError) {
       try kernel { try shape.attach(addresses, mtu: mtu, in: target.namespace, node: node) }
+      // A kernel before 5.14 has no cookies: then the pod's connections are balanced by packets.
+      let cookie = try? target.namespace.cookie()
       let record = EndpointRecord(
         network: config.name, containerID: invocation.containerID, interfaceName: invocation.interfaceName,
         hostInterface: shape.hostInterface, mac: shape.podMAC, addresses: addresses, netnsPath: target.path,
-        netnsInode: target.inode, netnsCookie: try? target.namespace.cookie(), bootID: bootID,
+        netnsInode: target.inode, netnsCookie: cookie, bootID: bootID,
         podNamespace: invocation.podNamespace,
         podName: invocation.podName, podUID: invocation.podUID, createdAt: owner.createdAt)
       try translating { () throws(FileError) in

@@ -72,6 +72,7 @@ extension Reconciler {
   /// Whether sockets talk to a backend of what they asked for; true for those that were never translated.
   func areServed(_ connected: [ConnectedSocket]) -> [Bool] {
     connected.map { socket in
+      // Where the map cannot be read nothing is known against the socket, and it lives.
       guard let told = try? sockets?.requestedPeer(cookie: socket.cookie) else { return true }
       let keys = [FrontendAddress.address(told.address), .node(told.address.family)].map {
         FrontendKey($0, .udp, told.port)

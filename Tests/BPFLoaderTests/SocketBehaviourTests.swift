@@ -360,7 +360,7 @@ import Testing
     _ = try scene.balancer.resync(scene.tables)
     #expect(try scene.arrivals(scene.pod, to: Scene.vip(.v4), .tcp) == Self.both(.v4))
     scene.balancer = try balancer("\(other)/none")
-    #expect(throws: BPFError.self) { _ = try scene.balancer.resync(scene.tables) }
+    #expect(throws: SystemError.self) { _ = try scene.balancer.resync(scene.tables) }
     #expect(try scene.arrivals(scene.pod, to: Scene.vip(.v4), .tcp) == Self.both(.v4), "what serves, serves on")
   }
 
@@ -375,7 +375,7 @@ import Testing
     do {
       _ = try Scene.balancer("foreign", try Everywhere())
       Issue.record("it was taken over")
-    } catch let error as BPFError {
+    } catch let error as SystemError {
       #expect("\(error)".contains(name), "\(error)")
     }
     #expect(pins.names == [name])
