@@ -109,7 +109,8 @@ let package = Package(
     .testTarget(
       name: "BPFLoaderTests",
       dependencies: [
-        "BPFLoader", "BPFPrograms", "CLibBPF", "CLinux", "DataplaneModel", "Lab", "Netlink", "NetworkTypes",
+        "BPFLoader", "BPFPrograms", "CLibBPF", "CLinux", "DataplaneModel", "KubernetesObjects", "Lab", "Netlink",
+        "NetworkTypes", "PolicyCompiler", "PolicyWorlds",
       ],
       swiftSettings: strict),
     .testTarget(

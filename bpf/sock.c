@@ -12,6 +12,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include "balance.h"
+#include "socket_maps.h"
 
 /* linux/errno.h and the C library's differ by target; the number does not. */
 #define REFUSED_ERROR 111
@@ -27,6 +28,18 @@ static __always_inline const struct client *client_of(struct bpf_sock_addr *ctx)
 	__u64 cookie = bpf_get_netns_cookie(ctx);
 
 	return bpf_map_lookup_elem(&clients, &cookie);
+}
+
+/* Whether `to` was a Service that takes this client; else it is left to packets, which have more to say. */
+static __always_inline enum decision choose(const struct client *client, const struct backend *to, __u8 proto,
+					    const struct backend *previous, struct backend *chosen)
+{
+	struct set_key set_key = {};
+	struct frontend *frontend;
+
+	return balance(client->flags & CLIENT_IS_HOST ? ORIGIN_HOST : ORIGIN_POD,
+		       is_v4(&to->address) ? &client->v4 : &client->v6, to, proto, previous, chosen, &set_key,
+		       &frontend);
 }
 
 /* Reading and writing the address that the caller named, by family. */
@@ -71,25 +84,25 @@ static __always_inline enum decision redirect_connection(struct bpf_sock_addr *c
 	__u64 cookie;
 
 	if (!client || (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP))
-		return UNTOUCHED;
+		return NO_FRONTEND;
 	cookie = bpf_get_socket_cookie(ctx);
 	connection.told = *to;
-	decision = balance(client, to, ctx->protocol, NULL, &connection.real);
+	decision = choose(client, to, ctx->protocol, NULL, &connection.real);
 	if (ctx->protocol == IPPROTO_UDP) {
-		if (decision != TRANSLATED) {
+		if (decision != CHOSEN) {
 			/* It may have been connected to a Service before. */
 			bpf_map_delete_elem(&connections, &cookie);
 			return decision;
 		}
 		/* One that nobody could find when its backend goes is better left to packets. */
 		if (bpf_map_update_elem(&connections, &cookie, &connection, BPF_ANY))
-			return UNTOUCHED;
-	} else if (decision == TRANSLATED) {
+			return NO_FRONTEND;
+	} else if (decision == CHOSEN) {
 		struct peer_key key = { .cookie = cookie, .peer = connection.real };
 
 		bpf_map_update_elem(&told_peers, &key, &connection.told, BPF_ANY);
 	}
-	if (decision == TRANSLATED)
+	if (decision == CHOSEN)
 		*to = connection.real;
 	return decision;
 }
@@ -106,7 +119,7 @@ static __always_inline bool redirect_datagram(struct bpf_sock_addr *ctx, struct 
 		return false;
 	key.cookie = bpf_get_socket_cookie(ctx);
 	previous = bpf_map_lookup_elem(&real_peers, &key);
-	if (balance(client, to, IPPROTO_UDP, previous, &chosen) != TRANSLATED) {
+	if (choose(client, to, IPPROTO_UDP, previous, &chosen) != CHOSEN) {
 		/* What was a backend for it may be a peer of its own now. */
 		bpf_map_delete_elem(&told_peers, &key);
 		return false;
@@ -138,7 +151,7 @@ int connect4(struct bpf_sock_addr *ctx)
 
 	read_v4(ctx, &to);
 	decision = redirect_connection(ctx, &to);
-	if (decision == TRANSLATED)
+	if (decision == CHOSEN)
 		write_v4(ctx, &to);
 	return refuse(decision);
 }
@@ -151,7 +164,7 @@ int connect6(struct bpf_sock_addr *ctx)
 
 	read_v6(ctx, &to);
 	decision = redirect_connection(ctx, &to);
-	if (decision == TRANSLATED)
+	if (decision == CHOSEN)
 		write_v6(ctx, &to);
 	return refuse(decision);
 }

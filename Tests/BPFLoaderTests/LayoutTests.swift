@@ -19,7 +19,7 @@ import Testing
     }
   }
 
-  private static let wanted = [
+  private static let sockets = [
     Wanted("address", AddressLayout.self, ["words": nil]),
     Wanted(
       "frontend_key", FrontendKeyLayout.self,
@@ -48,25 +48,75 @@ import Testing
     Wanted("peer_key", PeerKeyLayout.self, ["cookie": \.cookie, "peer": \.peer, "pad": \.pad]),
   ]
 
+  private static let packets = [
+    Wanted(
+      "endpoint", EndpointLayout.self,
+      [
+        "ingress": \.ingress, "egress": \.egress, "flags": \.flags, "mac": \.mac, "gateway_mac": \.gatewayMAC,
+      ]),
+    Wanted(
+      "range_key", RangeKeyLayout.self,
+      ["prefix_length": \.prefixLength, "table": \.table, "address": \.address]),
+    Wanted("pair_key", PairKeyLayout.self, ["subject": \.subject, "identity": \.identity]),
+    Wanted("pair", PairLayout.self, ["port_set": \.portSet, "attribution": \.attribution]),
+    Wanted(
+      "port_key", PortKeyLayout.self,
+      [
+        "prefix_length": \.prefixLength, "port_set": \.portSet, "proto": \.proto, "port": \.portHigh, "pad": \.pad,
+      ]),
+    Wanted("clause_key", ClauseKeyLayout.self, ["attribution": \.attribution, "clause": \.clause]),
+    Wanted("counter", CounterLayout.self, ["packets": \.packets, "bytes": \.bytes]),
+    Wanted("uplink", UplinkLayout.self, ["v4": \.v4, "v6": \.v6, "header_length": \.headerLength]),
+    Wanted(
+      "tuple", TupleLayout.self,
+      [
+        "source": \.source, "destination": \.destination, "source_port": \.sourcePort,
+        "destination_port": \.destinationPort, "proto": \.proto, "step": \.step, "pad": \.pad,
+      ]),
+    Wanted(
+      "flow", FlowLayout.self,
+      ["seen": \.seen, "revision": \.revision, "state": \.state, "flags": \.flags, "pad": \.pad]),
+    Wanted(
+      "translation", TranslationLayout.self, ["to": \.to, "set": \.set, "is_masquerade": \.isMasquerade]),
+    Wanted(
+      "fragment_key", FragmentKeyLayout.self,
+      ["source": \.source, "destination": \.destination, "id": \.id, "proto": \.proto, "pad": \.pad1]),
+    Wanted(
+      "event", EventLayout.self,
+      [
+        "time": \.time, "kind": \.kind, "reason": \.reason, "file": \.file, "direction": \.direction, "line": \.line,
+        "attribution": \.attribution, "clause": \.clause, "revision": \.revision, "identity": \.identity,
+        "device": \.device, "length": \.length, "tuple": \.tuple, "other": \.other, "tcp_flags": \.tcpFlags,
+        "icmp_type": \.icmpType, "pad": \.pad1,
+      ]),
+  ]
+
   @Test("every structure has the size, members and offsets that the program was compiled with")
   func structures() throws {
-    let object = try BPFObject(.sock)
-    for wanted in Self.wanted {
-      let (size, members) = try #require(object.structure(wanted.name), "struct \(wanted.name) is not in BTF")
-      #expect(size == wanted.size, "struct \(wanted.name)")
-      #expect(Set(members.keys) == Set(wanted.members.keys), "struct \(wanted.name)")
-      for case (let name, let offset?) in wanted.members { #expect(members[name] == offset, "\(wanted.name).\(name)") }
+    for (program, structures) in [(BPFProgram.sock, Self.sockets), (.endpoint, Self.packets), (.uplink, Self.packets)] {
+      let object = try BPFObject(program)
+      for wanted in structures {
+        let (size, members) = try #require(object.structure(wanted.name), "struct \(wanted.name) is not in BTF")
+        #expect(size == wanted.size, "struct \(wanted.name)")
+        #expect(Set(members.keys) == Set(wanted.members.keys), "struct \(wanted.name)")
+        for case (let name, let offset?) in wanted.members {
+          #expect(members[name] == offset, "\(wanted.name).\(name)")
+        }
+      }
     }
   }
 
   @Test("every map's key and value is one of them, or a number")
   func maps() throws {
-    let object = try BPFObject(.sock)
-    let sizes = Set(Self.wanted.map(\.size) + [4, 8])
-    #expect(object.mapNames.count == 11)
-    for map in object.mapNames {
-      let shape = try object.shape(of: map)
-      #expect(sizes.contains(shape.keySize) && sizes.contains(shape.valueSize), "\(map)")
+    let sizes = Set((Self.sockets + Self.packets).map(\.size) + [4, 8, MemoryLayout<AddressLayout>.size])
+    for (program, count) in [(BPFProgram.sock, 11), (.endpoint, 28), (.uplink, 28)] {
+      let object = try BPFObject(program)
+      #expect(object.mapNames.count == count, "\(program.name): \(object.mapNames)")
+      // A ring has neither; working memory is nobody else's.
+      for map in object.mapNames where map != "events" && map != "memory" {
+        let shape = try object.shape(of: map)
+        #expect(sizes.contains(shape.keySize) && sizes.contains(shape.valueSize), "\(program.name): \(map)")
+      }
     }
   }
 

@@ -4,7 +4,9 @@ import NetworkTypes
 /// Service tables at random, with few enough addresses and ports that claims collide, and connections to them.
 struct RandomServices {
   static let podAddresses = [ip("10.244.1.2"), ip("fd00:244:1::2")]
+  static let otherPodAddresses = [ip("10.244.1.3"), ip("fd00:244:1::3")]
   static let nodeAddresses = [ip("10.9.0.1"), ip("fd00:9::1")]
+  static let outsideAddresses = [ip("192.0.2.9"), ip("2001:db8::9")]
 
   private(set) var tables = Tables()
   private var random: SplitMix
@@ -17,6 +19,16 @@ struct RandomServices {
       new: LocalEndpoint(
         interface: "slc0", mac: podMAC, addresses: Self.podAddresses,
         netnsCookie: podCookie))
+    delta.endpoints["slc1"] = Change(
+      old: nil, new: LocalEndpoint(interface: "slc1", mac: podMAC, addresses: Self.otherPodAddresses))
+    for text in ["10.244.0.0/16", "10.9.0.0/16", "fd00:244::/32", "fd00:9::/32"] {
+      if let range = CIDR(text) { delta.clusterRanges.added.insert(range) }
+    }
+    for text in ["10.96.0.0/16", "fd00:96::/32"] {
+      if let range = CIDR(text) { delta.serviceRanges.added.insert(range) }
+    }
+    delta.serviceAddresses.added = [ip("10.96.0.1"), ip("10.96.0.2"), ip("fd00:96::1"), ip("fd00:96::2")]
+    delta.otherAddresses.added = [ip("10.96.0.6"), ip("fd00:96::6")]
     for address in Self.nodeAddresses {
       delta.internalAddresses[address.family] = Change(old: nil, new: address)
       delta.ownAddresses.added.insert(address)
@@ -82,12 +94,15 @@ struct RandomServices {
         old: delta.frontends[key]?.old,
         new: Frontend(
           service: service, kind: kind, nodeScope: scopes.randomElement(using: &random) ?? .cluster,
-          outsideScope: scopes.randomElement(using: &random) ?? .cluster, masquerade: .exceptPods,
+          outsideScope: scopes.randomElement(using: &random) ?? .cluster,
+          masquerade: [.exceptPods, .always, .hostOnly].randomElement(using: &random) ?? .exceptPods,
           hasAffinity: affinity != nil, sourceRanges: sourceRanges(family)))
     }
   }
 
   private mutating func backend(_ family: IPFamily) -> SocketAddress {
+    // A pod in this node's network, now and then.
+    if Int.random(in: 0..<12, using: &random) == 0 { return SocketAddress(Self.nodeAddresses.of(family), port()) }
     let host = Int.random(in: 2...9, using: &random)
     return SocketAddress(ip(family == .v4 ? "10.244.1.\(host)" : "fd00:244:1::\(host)"), port())
   }
@@ -113,8 +128,24 @@ struct RandomServices {
   }
 
   /// A connection of a pod or of the node, often to a frontend.
-  mutating func packet() -> Packet {
-    let isPod = Bool.random(using: &random)
+  mutating func packet() -> Packet { packet(isPod: Bool.random(using: &random), other: .host, Self.nodeAddresses) }
+
+  /// The first packet of a flow of a pod, or from outside.
+  mutating func routedPacket() -> Packet {
+    var packet = packet(isPod: Bool.random(using: &random), other: .outside, Self.outsideAddresses)
+    let family = packet.source.family
+    switch Int.random(in: 0..<30, using: &random) {
+    case 0: packet.source = Self.nodeAddresses.of(family)
+    case 1: packet.source = Self.otherPodAddresses.of(family)
+    case 2...5: packet.destination = ip(family == .v4 ? "198.51.100.7" : "2001:db8:7::7")
+    case 6...8: packet.destination = ip(family == .v4 ? "10.96.0.99" : "fd00:96::99")
+    case 9: packet.destination = Self.otherPodAddresses.of(family)
+    default: break
+    }
+    return packet
+  }
+
+  private mutating func packet(isPod: Bool, other: Origin, _ others: [IPAddress]) -> Packet {
     let keys = tables.services.frontends.keys.sorted { "\($0)" < "\($1)" }
     var (family, proto, number) = (IPFamily.v4, L4Protocol.tcp, Everywhere.ports.randomElement(using: &random) ?? 80)
     var destination = ip("10.96.0.\(Int.random(in: 1...7, using: &random))")
@@ -126,8 +157,8 @@ struct RandomServices {
       }
     }
     return Packet(
-      origin: isPod ? .pod : .host,
-      source: (isPod ? Self.podAddresses : Self.nodeAddresses).of(family),
+      origin: isPod ? .pod : other,
+      source: (isPod ? Self.podAddresses : others).of(family),
       destination: destination, proto: proto, sourcePort: 0, destinationPort: number, interface: isPod ? "slc0" : nil)
   }
 }

@@ -6,6 +6,8 @@ import Testing
 
 @testable import NFTables
 
+@testable import PolicyWorlds
+
 /// A node with any number of pods that come and go, and an outside. Packets are written byte by byte and each has a
 /// number; what arrives is read at the other end, outside of this node: on the device of a pod or of the next hop, and
 /// for the node's own in a chain behind all others. Nobody answers by itself.

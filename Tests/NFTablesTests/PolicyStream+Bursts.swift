@@ -1,6 +1,8 @@
 import Glibc
 import Netlink
 
+@testable import PolicyWorlds
+
 /// A whole frame and where it goes out.
 struct PreparedFrame: Sendable {
   let socket: CInt

@@ -4,6 +4,8 @@ import Netlink
 import NetworkTypes
 import Synchronization
 
+@testable import PolicyWorlds
+
 /// Packets that are sent again and again while something happens: some that have to arrive all the time, some that must
 /// never.
 struct PolicyStream {

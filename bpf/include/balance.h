@@ -8,12 +8,18 @@
 
 #define NANOSECONDS 1000000000ull
 
+/* Who asks for a Service. */
+enum origin { ORIGIN_POD, ORIGIN_HOST, ORIGIN_OUTSIDE };
+
 enum decision {
-	/* No Service, or one of which the packet path has to say more: source ranges, drops. */
-	UNTOUCHED,
-	TRANSLATED,
+	NO_FRONTEND,
+	CHOSEN,
 	/* No endpoint anywhere. */
 	REFUSED,
+	OUTSIDE_SOURCE_RANGES,
+	NO_LOCAL_ENDPOINT,
+	/* A look-up failed that cannot fail while tables are whole. */
+	LOST,
 };
 
 static __always_inline bool is_v4(const struct address *address)
@@ -90,32 +96,34 @@ static __always_inline bool is_member(const struct set_key *set, const struct ba
 
 /*
  * Chooses where a client's flow to `to` goes. `previous` may name what the socket talked to last: it stays there while
- * the set has it.
+ * the set has it. `set_key` says where it was chosen from, `frontend` by what; NULL where there is none.
  */
-static __always_inline enum decision balance(const struct client *client, const struct backend *to, __u8 proto,
-					     const struct backend *previous, struct backend *chosen)
+static __always_inline enum decision balance(enum origin origin, const struct address *client, const struct backend *to,
+					     __u8 proto, const struct backend *previous, struct backend *chosen,
+					     struct set_key *set_key, struct frontend **used)
 {
-	bool from_host = client->flags & CLIENT_IS_HOST;
-	struct frontend *frontend = find_frontend(to, proto, from_host);
+	struct frontend *frontend = find_frontend(to, proto, origin == ORIGIN_HOST);
 	struct affinity_key affinity_key = {};
 	struct slot_key slot_key = {};
 	struct affinity *stuck = NULL;
 	struct backend_set *set;
 	struct backend *backend;
 
+	*used = frontend;
 	if (!frontend)
-		return UNTOUCHED;
-	copy(&affinity_key.client, is_v4(&to->address) ? &client->v4 : &client->v6);
+		return NO_FRONTEND;
+	copy(&affinity_key.client, client);
 	if (!may_use(frontend, &affinity_key.client))
-		return UNTOUCHED;
+		return OUTSIDE_SOURCE_RANGES;
 	slot_key.set.service = frontend->service;
-	slot_key.set.scope = frontend->node_scope;
+	slot_key.set.scope = origin == ORIGIN_OUTSIDE ? frontend->outside_scope : frontend->node_scope;
 	slot_key.set.family = is_v4(&to->address) ? FAMILY_V4 : FAMILY_V6;
+	*set_key = slot_key.set;
 	set = bpf_map_lookup_elem(&sets, &slot_key.set);
 	if (!set)
-		return UNTOUCHED;
+		return LOST;
 	if (!set->count)
-		return set->empty_action == EMPTY_REJECT ? REFUSED : UNTOUCHED;
+		return set->empty_action == EMPTY_REJECT ? REFUSED : NO_LOCAL_ENDPOINT;
 
 	/*
 	 * Each is copied and only then looked up as a member: the kernel may give a deleted element's memory to another one
@@ -124,7 +132,7 @@ static __always_inline enum decision balance(const struct client *client, const 
 	if (previous) {
 		*chosen = *previous;
 		if (is_member(&slot_key.set, chosen, false))
-			return TRANSLATED;
+			return CHOSEN;
 	}
 	if (set->affinity) {
 		__u64 now = bpf_ktime_get_ns();
@@ -136,23 +144,23 @@ static __always_inline enum decision balance(const struct client *client, const 
 			*chosen = stuck->backend;
 			if (is_member(&slot_key.set, chosen, true)) {
 				stuck->used = now;
-				return TRANSLATED;
+				return CHOSEN;
 			}
 		}
 	}
 	slot_key.slot = bpf_get_prandom_u32() % set->count;
 	backend = bpf_map_lookup_elem(&slots, &slot_key);
 	if (!backend)
-		return UNTOUCHED;
+		return LOST;
 	*chosen = *backend;
 	if (!is_member(&slot_key.set, chosen, true))
-		return UNTOUCHED;
+		return LOST;
 	if (set->affinity) {
 		struct affinity fresh = { .backend = *chosen, .used = bpf_ktime_get_ns() };
 
 		bpf_map_update_elem(&affinities, &affinity_key, &fresh, BPF_ANY);
 	}
-	return TRANSLATED;
+	return CHOSEN;
 }
 
 #endif

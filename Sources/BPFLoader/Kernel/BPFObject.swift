@@ -121,6 +121,15 @@ final class BPFObject {
 
   /// Lent: it lives as long as this object.
   func descriptor(ofMap name: String) throws(SystemError) -> CInt { bpf_map__fd(try map(name)) }
+  func duplicateDescriptor(ofMap name: String) throws(SystemError) -> FileDescriptor {
+    let own = fcntl(try descriptor(ofMap: name), F_DUPFD_CLOEXEC, 0)
+    guard own >= 0 else { throw SystemError(operation: "duplicate descriptor of", object: name, errno: errno) }
+    return FileDescriptor(owning: own)
+  }
+  /// Lives on without this object.
+  func openMap<Key: MapLayout, Value: MapLayout>(_ name: String) throws(SystemError) -> BPFMap<Key, Value> {
+    try BPFMap(name, owning: try duplicateDescriptor(ofMap: name))
+  }
   func descriptor(ofProgram name: String) throws(SystemError) -> CInt { bpf_program__fd(try program(name)) }
   func attachType(ofProgram name: String) throws(SystemError) -> bpf_attach_type {
     bpf_program__expected_attach_type(try program(name))

@@ -103,7 +103,7 @@ struct ProbePacket: Hashable, Sendable {
     withUnsafeBytes(of: number.bigEndian) { Array($0) }
   }
 
-  private static func checksum(_ bytes: [UInt8]) -> UInt16 {
+  static func checksum(_ bytes: [UInt8]) -> UInt16 {
     var sum: UInt32 = 0
     for index in stride(from: 0, to: bytes.count, by: 2) {
       sum += UInt32(bytes[index]) << 8 | UInt32(index + 1 < bytes.count ? bytes[index + 1] : 0)

@@ -10,11 +10,12 @@ import NetworkTypes
 ///
 /// Maps and links are pinned: they serve on while no agent runs, and the next one takes them over.
 public struct SocketBalancer: DataplaneEngine {
-  private let object: BPFObject
+  let object: BPFObject
   private let maps: SocketMaps
   private let links: CgroupLinks
   private let pins: PinFolder
   private let owners: SocketOwners
+  private let isAlone: Bool
   private var lists = RangeLists()
   public let features: KernelFeatures
 
@@ -25,8 +26,11 @@ public struct SocketBalancer: DataplaneEngine {
   ///   - cgroup: processes in it and below are served.
   ///   - hostCookie: of the network namespace whose processes are the node's own.
   ///   - servesPods: whether pods' sockets are translated too.
-  public init(pins: PinFolder, cgroup: String, hostCookie: UInt64, servesPods: Bool = true) throws(SystemError) {
-    self.pins = pins
+  ///   - isAlone: whether there are no packet programs that share the maps.
+  public init(pins: PinFolder, cgroup: String, hostCookie: UInt64, servesPods: Bool = true, isAlone: Bool = true)
+    throws(SystemError)
+  {
+    (self.pins, self.isAlone) = (pins, isAlone)
     owners = SocketOwners(hostCookie: hostCookie, servesPods: servesPods)
     links = CgroupLinks(pins: pins, cgroup: cgroup)
     features = .probe()
@@ -64,7 +68,7 @@ public struct SocketBalancer: DataplaneEngine {
       drift.append(Drift(.missing, "link \(program)"))
     }
     try links.attach(object)
-    try MapPins(pins: pins).removeOthers(than: object)
+    if isAlone { try MapPins(pins: pins).removeOthers(than: [object]) }
     return (report, drift)
   }
 
@@ -111,67 +115,33 @@ public struct SocketBalancer: DataplaneEngine {
 
   private func write(from old: SocketTable, to new: SocketTable) throws(SystemError) -> ApplyReport {
     var report = ApplyReport()
-    try Self.add(maps.sources, old.sources, new.sources, &report)
-    try Self.add(maps.members, old.members, new.members, &report)
-    try Self.add(maps.slots, old.slots, new.slots, &report)
-    try Self.add(maps.sets, old.sets, new.sets, &report)
-    try Self.add(maps.frontends, old.frontends, new.frontends, &report)
-    try Self.add(maps.nodeAddresses, old.nodeAddresses, new.nodeAddresses, &report)
-    try Self.add(maps.clients, old.clients, new.clients, &report)
-    try Self.remove(maps.clients, old.clients, new.clients, &report)
-    try Self.remove(maps.nodeAddresses, old.nodeAddresses, new.nodeAddresses, &report)
-    try Self.remove(maps.frontends, old.frontends, new.frontends, &report)
-    try Self.remove(maps.sets, old.sets, new.sets, &report)
-    try Self.remove(maps.slots, old.slots, new.slots, &report)
-    try Self.remove(maps.members, old.members, new.members, &report)
-    try Self.remove(maps.sources, old.sources, new.sources, &report)
+    try maps.sources.add(old.sources, new.sources, &report)
+    try maps.members.add(old.members, new.members, &report)
+    try maps.slots.add(old.slots, new.slots, &report)
+    try maps.sets.add(old.sets, new.sets, &report)
+    try maps.frontends.add(old.frontends, new.frontends, &report)
+    try maps.nodeAddresses.add(old.nodeAddresses, new.nodeAddresses, &report)
+    try maps.clients.add(old.clients, new.clients, &report)
+    try maps.clients.remove(old.clients, new.clients, &report)
+    try maps.nodeAddresses.remove(old.nodeAddresses, new.nodeAddresses, &report)
+    try maps.frontends.remove(old.frontends, new.frontends, &report)
+    try maps.sets.remove(old.sets, new.sets, &report)
+    try maps.slots.remove(old.slots, new.slots, &report)
+    try maps.members.remove(old.members, new.members, &report)
+    try maps.sources.remove(old.sources, new.sources, &report)
     return report
-  }
-
-  private static func add<Key, Value>(
-    _ map: borrowing BPFMap<Key, Value>, _ old: [Key: Value], _ new: [Key: Value], _ report: inout ApplyReport
-  ) throws(SystemError) {
-    let elements = new.filter { old[$0.key] != $0.value }.map { (key: $0.key, value: $0.value) }
-    guard !elements.isEmpty else { return }
-    report.messages += 1
-    try map.set(elements)
-  }
-
-  private static func remove<Key, Value>(
-    _ map: borrowing BPFMap<Key, Value>, _ old: [Key: Value], _ new: [Key: Value], _ report: inout ApplyReport
-  ) throws(SystemError) {
-    let keys = old.keys.filter { new[$0] == nil }
-    report.messages += keys.count
-    try map.remove(keys)
   }
 
   private static func drift(_ found: SocketTable, _ wanted: SocketTable) -> [Drift] {
     var drift: [Drift] = []
-    compare("frontends", found.frontends, wanted.frontends, &drift)
-    compare("sets", found.sets, wanted.sets, &drift)
-    compare("slots", found.slots, wanted.slots, &drift)
-    compare("members", found.members, wanted.members, &drift)
-    compare("sources", found.sources, wanted.sources, &drift)
-    compare("node_addresses", found.nodeAddresses, wanted.nodeAddresses, &drift)
-    compare("clients", found.clients, wanted.clients, &drift)
+    drift.compare("frontends", found.frontends, wanted.frontends)
+    drift.compare("sets", found.sets, wanted.sets)
+    drift.compare("slots", found.slots, wanted.slots)
+    drift.compare("members", found.members, wanted.members)
+    drift.compare("sources", found.sources, wanted.sources)
+    drift.compare("node_addresses", found.nodeAddresses, wanted.nodeAddresses)
+    drift.compare("clients", found.clients, wanted.clients)
     return drift
-  }
-
-  private static func compare<Key: MapLayout, Value: MapLayout>(
-    _ map: String, _ found: [Key: Value], _ wanted: [Key: Value], _ drift: inout [Drift]
-  ) {
-    for (key, value) in wanted {
-      guard drift.count < 1000 else { return }
-      if let other = found[key] {
-        if other != value { drift.append(Drift(.different, "map \(map): \(key)")) }
-      } else {
-        drift.append(Drift(.missing, "map \(map): \(key)"))
-      }
-    }
-    for key in found.keys where wanted[key] == nil {
-      guard drift.count < 1000 else { return }
-      drift.append(Drift(.extra, "map \(map): \(key)"))
-    }
   }
 }
 

@@ -1,0 +1,247 @@
+import BPFPrograms
+import CLinux
+import DataplaneModel
+import Glibc
+import Netlink
+import NetworkTypes
+
+/// Services and policy at each pod's device and at the node's own: the programs of bpf/endpoint.c and bpf/uplink.c, and
+/// the tables in their maps. Sockets are `SocketBalancer`'s; both share what Services are.
+///
+/// Maps and links are pinned: they serve on while no agent runs, and the next one takes them over.
+public struct PacketEngine: DataplaneEngine {
+  let endpoint: BPFObject
+  let uplink: BPFObject
+  let maps: PacketMaps
+  private let links: DeviceLinks
+  private let mapPins: MapPins
+  private var sockets: SocketBalancer
+  private var devices = DeviceDirectory()
+  private var uplinks: [String: Uplink] = [:]
+  private let routes: RouteSocket
+
+  /// Loads programs; nothing is attached before the first `resync`.
+  ///
+  /// - Parameters:
+  ///   - sockets: services at the socket; its maps are shared.
+  ///   - uplinks: the node's devices to the outside, by name.
+  public init(pins: PinFolder, sockets: SocketBalancer, uplinks: [String: Uplink] = [:]) throws(SystemError) {
+    (self.sockets, self.uplinks) = (sockets, uplinks)
+    mapPins = MapPins(pins: pins)
+    links = DeviceLinks(pins: pins)
+    endpoint = try Self.load(.endpoint, mapPins)
+    uplink = try Self.load(.uplink, mapPins)
+    maps = try PacketMaps(endpoint)
+    routes = try RouteSocket()
+  }
+
+  private static func load(_ program: BPFProgram, _ pins: MapPins) throws(SystemError) -> BPFObject {
+    let object = try BPFObject(program)
+    try pins.adopt(into: object)
+    try object.load()
+    try pins.pin(object)
+    return object
+  }
+
+  // MARK: DataplaneEngine
+
+  public mutating func apply(_ delta: TableDelta, tables: Tables) throws(SystemError) -> ApplyReport {
+    let old = devices
+    for name in delta.endpoints.keys { _ = try devices.find(name, routes) }
+    let change = PacketChange(delta, after: tables, from: old, to: devices)
+    var report = try add(change.before, change.after)
+    for device in change.after.endpoints.keys { try attach(to: device) }
+    report += try sockets.apply(delta, tables: tables)
+    if delta.rejudgesFlows { try judgeAnew() }
+    report += try remove(change.before, change.after)
+    for (name, change) in delta.endpoints where change.new == nil {
+      if let device = old[name], devices[name] == nil { try detach(from: device.index) }
+    }
+    return report
+  }
+
+  public mutating func resync(_ tables: Tables) throws(SystemError) -> (report: ApplyReport, drift: [Drift]) {
+    for name in Set(tables.node.endpoints.keys).union(uplinks.keys) { _ = try devices.find(name, routes) }
+    let wanted = wantedTable(tables)
+    let found = try read()
+    var drift = Self.drift(found, wanted)
+    var report = try add(found, wanted)
+    let hooks = try missingHooks(wanted)
+    drift += hooks
+    for device in wanted.endpoints.keys { try attach(to: device) }
+    for device in wanted.uplinks.keys { try attachUplink(device) }
+    let other = try sockets.resync(tables)
+    report += other.report
+    drift += other.drift
+    // What flows were judged by may have been anything.
+    if !drift.isEmpty { try judgeAnew() }
+    report += try remove(found, wanted)
+    for device in found.endpoints.keys where wanted.endpoints[device] == nil { try detach(from: device) }
+    report.dumps += 12
+    try mapPins.removeOthers(than: [endpoint, uplink, sockets.object])
+    return (report, drift)
+  }
+
+  public mutating func verify(_ tables: Tables) throws(SystemError) -> [Drift] {
+    let wanted = wantedTable(tables)
+    return Self.drift(try read(), wanted) + (try missingHooks(wanted)) + (try sockets.verify(tables))
+  }
+
+  public mutating func cleanUp() throws(SystemError) {
+    for device in try maps.endpoints.elements().keys { try detach(from: device) }
+    for device in try maps.uplinks.elements().keys { try detachUplink(device) }
+    try sockets.cleanUp()
+  }
+
+  // MARK: Revisions
+
+  /// Every flow's next packet is judged by the tables as they are now.
+  func judgeAnew() throws(SystemError) {
+    let revision = try maps.state[PacketTable.State.revision] ?? 0
+    // 0 is that of flows that nobody has judged.
+    try maps.state.set(PacketTable.State.revision, revision == .max ? 1 : revision + 1)
+  }
+
+  /// Has programs tell verdicts and translations too, not only drops.
+  func listen() throws(SystemError) { try maps.state.set(PacketTable.State.events, .max) }
+
+  // MARK: Programs
+
+  private func attach(to device: UInt32) throws(SystemError) {
+    try links.attach("from_pod", of: endpoint, to: device, .ingress)
+    try links.attach("to_pod", of: endpoint, to: device, .egress)
+  }
+
+  private func attachUplink(_ device: UInt32) throws(SystemError) {
+    try links.attach("from_wire", of: uplink, to: device, .ingress)
+    try links.attach("to_wire", of: uplink, to: device, .egress)
+  }
+
+  private func detach(from device: UInt32) throws(SystemError) {
+    try links.detach("from_pod", from: device, .ingress)
+    try links.detach("to_pod", from: device, .egress)
+  }
+
+  private func detachUplink(_ device: UInt32) throws(SystemError) {
+    try links.detach("from_wire", from: device, .ingress)
+    try links.detach("to_wire", from: device, .egress)
+  }
+
+  private func missingHooks(_ wanted: PacketTable) throws(SystemError) -> [Drift] {
+    var drift: [Drift] = []
+    func expect(_ program: String, _ device: UInt32, _ hook: DeviceHook) throws(SystemError) {
+      if try !links.isAttached(program, to: device, hook) {
+        drift.append(Drift(.missing, "program \(program) at device \(device)"))
+      }
+    }
+    for device in wanted.endpoints.keys {
+      try expect("from_pod", device, .ingress)
+      try expect("to_pod", device, .egress)
+    }
+    for device in wanted.uplinks.keys {
+      try expect("from_wire", device, .ingress)
+      try expect("to_wire", device, .egress)
+    }
+    return drift
+  }
+
+  // MARK: Maps
+
+  private func wantedTable(_ tables: Tables) -> PacketTable {
+    var table = PacketTable(tables, devices: devices)
+    for (name, uplink) in uplinks {
+      if let device = devices[name] { table.uplinks[device.index] = UplinkLayout(uplink) }
+    }
+    return table
+  }
+
+  /// What is named comes before what names it: clauses, port sets, pairs; then who has which identity, then whose policies
+  /// a pod's are. A packet meets the old tables or the new at each of these steps.
+  private func add(_ old: PacketTable, _ new: PacketTable) throws(SystemError) -> ApplyReport {
+    var report = ApplyReport()
+    for clause in new.clauses.keys where old.clauses[clause] == nil {
+      try maps.clauses.add(clause)
+      report.messages += 1
+    }
+    try maps.ports.add(old.ports, new.ports, &report)
+    try maps.portRanges.add(old.portRanges, new.portRanges, &report)
+    try maps.pairs.add(old.pairs, new.pairs, &report)
+    try maps.blocks.add(old.blocks, new.blocks, &report)
+    try maps.ranges.add(old.ranges, new.ranges, &report)
+    try maps.addresses.add(old.addresses, new.addresses, &report)
+    try maps.internalAddresses.add(old.internalAddresses, new.internalAddresses, &report)
+    try maps.uplinks.add(old.uplinks, new.uplinks, &report)
+    try maps.identities.add(old.identities, new.identities, &report)
+    try maps.state.add(old.state, new.state, &report)
+    try maps.endpoints.add(old.endpoints, new.endpoints, &report)
+    try maps.podDevices.add(old.podDevices, new.podDevices, &report)
+    return report
+  }
+
+  private func remove(_ old: PacketTable, _ new: PacketTable) throws(SystemError) -> ApplyReport {
+    var report = ApplyReport()
+    try maps.podDevices.remove(old.podDevices, new.podDevices, &report)
+    try maps.endpoints.remove(old.endpoints, new.endpoints, &report)
+    try maps.identities.remove(old.identities, new.identities, &report)
+    try maps.addresses.remove(old.addresses, new.addresses, &report)
+    try maps.ranges.remove(old.ranges, new.ranges, &report)
+    try maps.uplinks.remove(old.uplinks, new.uplinks, &report)
+    let named = [
+      old.pairs.keys.contains { new.pairs[$0] == nil }, old.blocks.keys.contains { new.blocks[$0] == nil },
+      old.ports.keys.contains { new.ports[$0] == nil }, old.portRanges.keys.contains { new.portRanges[$0] == nil },
+      old.clauses.keys.contains { new.clauses[$0] == nil },
+    ]
+    guard named.contains(true) else { return report }
+    // Until no program runs that found what names them: programs run inside RCU read sections.
+    _ = clinux_membarrier_global()
+    try maps.pairs.remove(old.pairs, new.pairs, &report)
+    try maps.blocks.remove(old.blocks, new.blocks, &report)
+    try maps.ports.remove(old.ports, new.ports, &report)
+    try maps.portRanges.remove(old.portRanges, new.portRanges, &report)
+    for clause in old.clauses.keys where new.clauses[clause] == nil {
+      try maps.clauses.remove(clause)
+      report.messages += 1
+    }
+    return report
+  }
+
+  private func read() throws(SystemError) -> PacketTable {
+    var table = PacketTable()
+    table.endpoints = try maps.endpoints.elements()
+    table.podDevices = try maps.podDevices.elements()
+    table.addresses = try maps.addresses.elements()
+    table.ranges = try maps.ranges.elements()
+    table.uplinks = try maps.uplinks.elements()
+    table.internalAddresses = try maps.internalAddresses.elements()
+    table.state = try maps.state.elements()
+    // Not what follows from tables.
+    table.state[PacketTable.State.revision] = nil
+    table.state[PacketTable.State.events] = nil
+    table.identities = try maps.identities.elements()
+    table.blocks = try maps.blocks.elements()
+    table.pairs = try maps.pairs.elements()
+    table.ports = try maps.ports.elements()
+    table.portRanges = try maps.portRanges.elements()
+    for key in try maps.clauses.keys() { table.clauses[key] = 0 }
+    return table
+  }
+
+  private static func drift(_ found: PacketTable, _ wanted: PacketTable) -> [Drift] {
+    var drift: [Drift] = []
+    drift.compare("endpoints", found.endpoints, wanted.endpoints)
+    drift.compare("pod_devices", found.podDevices, wanted.podDevices)
+    drift.compare("addresses", found.addresses, wanted.addresses)
+    drift.compare("ranges", found.ranges, wanted.ranges)
+    drift.compare("uplinks", found.uplinks, wanted.uplinks)
+    drift.compare("internal_addresses", found.internalAddresses, wanted.internalAddresses)
+    drift.compare("state", found.state, wanted.state)
+    drift.compare("identities", found.identities, wanted.identities)
+    drift.compare("blocks", found.blocks, wanted.blocks)
+    drift.compare("pairs", found.pairs, wanted.pairs)
+    drift.compare("ports", found.ports, wanted.ports)
+    drift.compare("port_ranges", found.portRanges, wanted.portRanges)
+    // A counter has no value that tables give it.
+    drift.compare("clauses", found.clauses.mapValues { _ in UInt32(0) }, wanted.clauses.mapValues { _ in UInt32(0) })
+    return drift
+  }
+}

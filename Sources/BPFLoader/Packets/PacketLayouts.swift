@@ -1,0 +1,203 @@
+import DataplaneModel
+import NetworkTypes
+
+/// The structures of bpf/include/tables.h that packets meet. See ServiceLayouts.swift.
+
+/// Six bytes as on the wire.
+public struct MACLayout: MapLayout {
+  private var word0: UInt16 = 0
+  private var word1: UInt16 = 0
+  private var word2: UInt16 = 0
+
+  public init() {}
+  public init(_ mac: MACAddress) {
+    func word(_ shift: UInt64) -> UInt16 { UInt16(truncatingIfNeeded: mac.number >> shift).bigEndian }
+    (word0, word1, word2) = (word(32), word(16), word(0))
+  }
+}
+
+/// `struct endpoint`.
+public struct EndpointLayout: MapLayout {
+  var ingress: UInt32 = 0
+  var egress: UInt32 = 0
+  var flags: UInt32 = 0
+  var mac = MACLayout()
+  var gatewayMAC = MACLayout()
+
+  static let isKnown: UInt32 = 1
+
+  public init() {}
+  /// - Parameter gateway: the hardware address of the node's end.
+  public init(_ endpoint: LocalEndpoint, gateway: MACAddress) {
+    ingress = endpoint.subjects?.ingress.rawValue ?? 0
+    egress = endpoint.subjects?.egress.rawValue ?? 0
+    flags = endpoint.subjects == nil ? 0 : Self.isKnown
+    mac = MACLayout(endpoint.mac)
+    gatewayMAC = MACLayout(gateway)
+  }
+}
+
+/// `ADDRESS_…`.
+public struct AddressFlags: OptionSet, Sendable, Hashable {
+  public let rawValue: UInt32
+  public init(rawValue: UInt32) { self.rawValue = rawValue }
+  static let own = Self(rawValue: 1)
+  static let service = Self(rawValue: 2)
+  static let anothers = Self(rawValue: 4)
+  static let nodes = Self(rawValue: 8)
+}
+
+/// `struct range_key`.
+public struct RangeKeyLayout: MapLayout {
+  var prefixLength: UInt32 = 0
+  var table: UInt32 = 0
+  var address = AddressLayout()
+
+  /// `enum range_kind`.
+  static let (cluster, service, pod): (UInt32, UInt32, UInt32) = (1, 2, 3)
+
+  public init() {}
+  public init(table: UInt32, _ range: CIDR) {
+    let key = SourceKeyLayout(list: table, range)
+    (prefixLength, self.table, address) = (key.prefixLength, table, key.address)
+  }
+}
+
+/// `struct pair_key`.
+public struct PairKeyLayout: MapLayout {
+  var subject: UInt32 = 0
+  var identity: UInt32 = 0
+
+  public init() {}
+  public init(_ key: PairKey) { (subject, identity) = (key.subject.rawValue, key.identity.rawValue) }
+}
+
+/// `struct pair`.
+public struct PairLayout: MapLayout {
+  var portSet: UInt32 = 0
+  var attribution: UInt32 = 0
+
+  public init() {}
+  public init(_ value: PairValue) { (portSet, attribution) = (value.portSet.rawValue, value.attribution.rawValue) }
+}
+
+/// `struct port_key`.
+public struct PortKeyLayout: MapLayout {
+  var prefixLength: UInt32 = 0
+  var portSet: UInt32 = 0
+  var proto: UInt8 = 0
+  var portHigh: UInt8 = 0
+  var portLow: UInt8 = 0
+  var pad: UInt8 = 0
+
+  public init() {}
+  /// - Parameter length: how many of the 24 bits of protocol and port count.
+  public init(_ set: PortSetID, _ ports: PortKey, length: UInt32 = 24) {
+    prefixLength = 32 + length
+    portSet = set.rawValue
+    proto = ports.proto
+    (portHigh, portLow) = (UInt8(ports.port >> 8), UInt8(truncatingIfNeeded: ports.port))
+  }
+}
+
+/// `struct clause_key`.
+public struct ClauseKeyLayout: MapLayout {
+  var attribution: UInt32 = 0
+  var clause: UInt32 = 0
+
+  public init() {}
+  public init(_ key: ClauseKey) { (attribution, clause) = (key.attribution.rawValue, key.clause.rawValue) }
+}
+
+/// `struct counter`.
+public struct CounterLayout: MapLayout {
+  public var packets: UInt64 = 0
+  public var bytes: UInt64 = 0
+
+  public init() {}
+}
+
+/// `struct uplink`.
+public struct UplinkLayout: MapLayout {
+  var v4 = AddressLayout()
+  var v6 = AddressLayout()
+  var headerLength: UInt32 = 0
+
+  public init() {}
+  public init(_ uplink: Uplink) {
+    v4 = uplink.v4.map { AddressLayout($0) } ?? AddressLayout()
+    v6 = uplink.v6.map { AddressLayout($0) } ?? AddressLayout()
+    headerLength = uplink.hasEthernetHeader ? 14 : 0
+  }
+}
+
+/// `struct tuple`.
+public struct TupleLayout: MapLayout {
+  var source = AddressLayout()
+  var destination = AddressLayout()
+  /// Big-endian.
+  var sourcePort: UInt16 = 0
+  var destinationPort: UInt16 = 0
+  var proto: UInt8 = 0
+  var step: UInt8 = 0
+  var pad: UInt16 = 0
+
+  public init() {}
+}
+
+/// `struct flow`.
+public struct FlowLayout: MapLayout {
+  /// Nanoseconds of the monotonic clock.
+  var seen: UInt64 = 0
+  var revision: UInt32 = 0
+  var state: UInt8 = 0
+  var flags: UInt8 = 0
+  var pad: UInt16 = 0
+
+  public init() {}
+}
+
+/// `struct translation`.
+public struct TranslationLayout: MapLayout {
+  var to = TupleLayout()
+  var set = SetKeyLayout()
+  var isMasquerade: UInt32 = 0
+
+  public init() {}
+}
+
+/// `struct fragment_key`.
+public struct FragmentKeyLayout: MapLayout {
+  var source = AddressLayout()
+  var destination = AddressLayout()
+  var id: UInt32 = 0
+  var proto: UInt8 = 0
+  var pad1: UInt8 = 0
+  var pad2: UInt16 = 0
+
+  public init() {}
+}
+
+/// `struct event`.
+public struct EventLayout: MapLayout {
+  var time: UInt64 = 0
+  var kind: UInt8 = 0
+  var reason: UInt8 = 0
+  var file: UInt8 = 0
+  var direction: UInt8 = 0
+  var line: UInt32 = 0
+  var attribution: UInt32 = 0
+  var clause: UInt32 = 0
+  var revision: UInt32 = 0
+  var identity: UInt32 = 0
+  var device: UInt32 = 0
+  var length: UInt32 = 0
+  var tuple = TupleLayout()
+  var other = TupleLayout()
+  var tcpFlags: UInt8 = 0
+  var icmpType: UInt8 = 0
+  var pad1: UInt16 = 0
+  var pad2: UInt32 = 0
+
+  public init() {}
+}

@@ -1,0 +1,132 @@
+import CLibBPF
+import DataplaneModel
+import Glibc
+import Netlink
+import NetworkTypes
+
+@testable import BPFLoader
+@testable import Lab
+
+/// The packet programs with tables in their maps, and devices of this namespace: packets run through the compiled
+/// programs one by one (BPF_PROG_TEST_RUN), and everything they decide is seen.
+///
+/// To be used on a thread inside its network namespace.
+final class PacketRunner {
+  var engine: PacketEngine
+  private let reader: EventReader
+  private let routes: RouteSocket
+  private var devices: [String: UInt32] = [:]
+  private(set) var tables = Tables()
+
+  static let podMAC = MACAddress("02:00:00:00:00:01").unsafelyUnwrapped
+  static let uplink = "eth0"
+
+  enum Verdict: Hashable {
+    /// To the node's own stack, or out.
+    case passed
+    case dropped(UInt8)
+    /// Straight into a pod, or back to the sender.
+    case redirected
+  }
+
+  struct Result {
+    var verdict: Verdict
+    /// The frame, as the program left it.
+    var frame: [UInt8]
+    var events: [EventLayout]
+  }
+
+  /// - Parameter pins: a folder of its own.
+  init(_ tables: Tables, pins: PinFolder, masquerade: Uplink = Uplink()) throws {
+    self.tables = tables
+    routes = try RouteSocket()
+    let sockets = try SocketBalancer(
+      pins: pins, cgroup: try Surroundings.cgroup, hostCookie: 1, servesPods: false, isAlone: false)
+    engine = try PacketEngine(pins: pins, sockets: sockets, uplinks: [Self.uplink: masquerade])
+    reader = try EventReader(engine.endpoint)
+    try makeDevice(Self.uplink)
+    for name in tables.node.endpoints.keys { try makeDevice(name) }
+    _ = try engine.resync(tables)
+    try engine.listen()
+  }
+
+  func apply(_ delta: TableDelta) throws {
+    for (name, change) in delta.endpoints where change.new != nil { try makeDevice(name) }
+    tables.apply(delta)
+    _ = try engine.apply(delta, tables: tables)
+    for (name, change) in delta.endpoints where change.new == nil {
+      try routes.deleteLink(named: name)
+      devices[name] = nil
+    }
+  }
+
+  private func makeDevice(_ name: String) throws {
+    guard devices[name] == nil else { return }
+    try routes.createVethPair(name: name, peer: VethPeer(name: "peer\(devices.count)-\(UInt16.random(in: 0 ... .max))"))
+    guard let link = try routes.link(named: name) else { return }
+    devices[name] = UInt32(link.index)
+  }
+
+  // MARK: Frames
+
+  func device(_ name: String) -> UInt32 { devices[name] ?? 0 }
+
+  /// - Parameters:
+  ///   - packet: from the IP header on.
+  ///   - from: the hardware address that the frame names as its sender's.
+  static func frame(_ packet: [UInt8], from mac: MACAddress = podMAC) -> [UInt8] {
+    let type: [UInt8] = packet.first.map { $0 >> 4 } == 4 ? [0x08, 0x00] : [0x86, 0xdd]
+    return [2, 0, 0, 0, 0, 0xfe] + mac.bytes + type + packet
+  }
+
+  enum Program: String {
+    case fromPod = "from_pod"
+    case toPod = "to_pod"
+    case fromWire = "from_wire"
+    case toWire = "to_wire"
+  }
+
+  /// - Parameters:
+  ///   - device: at which the program runs.
+  ///   - arrivedBy: a device for packets that are forwarded; nil: generated on this node.
+  func run(_ program: Program, at device: String, arrivedBy: String? = nil, _ frame: [UInt8]) throws -> Result {
+    let object = program == .fromPod || program == .toPod ? engine.endpoint : engine.uplink
+    var context = __sk_buff()
+    context.ifindex = devices[device] ?? 0
+    context.ingress_ifindex = arrivedBy.flatMap { devices[$0] } ?? 0
+    var (input, output) = (frame, [UInt8](repeating: 0, count: frame.count + 256))
+    var options = bpf_test_run_opts()
+    options.sz = MemoryLayout<bpf_test_run_opts>.size
+    options.repeat = 1
+    let descriptor = try object.descriptor(ofProgram: program.rawValue)
+    let result = input.withUnsafeMutableBytes { input in
+      output.withUnsafeMutableBytes { output in
+        withUnsafeMutableBytes(of: &context) { context in
+          options.data_in = UnsafeRawPointer(input.baseAddress)
+          options.data_size_in = UInt32(input.count)
+          options.data_out = output.baseAddress
+          options.data_size_out = UInt32(output.count)
+          options.ctx_in = UnsafeRawPointer(context.baseAddress)
+          options.ctx_size_in = UInt32(context.count)
+          return bpf_prog_test_run_opts(descriptor, &options)
+        }
+      }
+    }
+    try check("run", program.rawValue) { result }
+    let events = try reader.take()
+    let verdict: Verdict =
+      switch CInt(bitPattern: options.retval) {
+      case 7: .redirected
+      case 2: .dropped(events.last { $0.kind == 0 }?.reason ?? 0)
+      default: .passed
+      }
+    return Result(verdict: verdict, frame: Array(output.prefix(Int(options.data_size_out))), events: events)
+  }
+
+  /// As if time had passed: no flow and no translation is left.
+  func forgetFlows() throws {
+    for key in try engine.maps.flows.elements().keys { try engine.maps.flows.remove(key) }
+    for key in try engine.maps.attempts.elements().keys { try engine.maps.attempts.remove(key) }
+    for key in try engine.maps.translations.elements().keys { try engine.maps.translations.remove(key) }
+  }
+}

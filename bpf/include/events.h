@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+#ifndef SLUICE_EVENTS_H
+#define SLUICE_EVENTS_H
+
+#include "packet.h"
+
+/* Who listens learns each decision; what finds no room is counted. */
+
+enum { DIRECTION_INGRESS, DIRECTION_EGRESS, DIRECTION_NONE };
+
+/* What `tell` adds to: a decision's own fields. */
+static __always_inline void begin_event(struct work *work)
+{
+	work->event.attribution = 0;
+	work->event.clause = 0;
+	work->event.identity = 0;
+	work->event.direction = DIRECTION_NONE;
+}
+
+static __noinline int tell(struct __sk_buff *skb, struct work *work, __u32 kind_and_reason, __u32 file_and_line)
+{
+	struct event *event = &work->event;
+	__u32 zero = 0;
+
+	event->kind = kind_and_reason >> 8;
+	event->reason = kind_and_reason;
+	if (event->kind != EVENT_DROP && !(current_state(STATE_EVENTS) & 1u << (event->kind & 31)))
+		return 0;
+	event->time = bpf_ktime_get_ns();
+	event->file = file_and_line >> 16;
+	event->line = file_and_line & 0xffff;
+	event->revision = current_state(STATE_REVISION);
+	event->device = skb->ifindex;
+	event->length = skb->len;
+	event->tuple = work->packet.tuple;
+	event->other = work->next;
+	event->tcp_flags = work->packet.tcp_flags;
+	event->icmp_type = work->packet.icmp_type;
+	if (bpf_ringbuf_output(&events, event, sizeof(*event), 0)) {
+		struct counter *lost = bpf_map_lookup_elem(&lost_events, &zero);
+
+		if (lost)
+			lost->packets++;
+	}
+	return 0;
+}
+
+static __noinline int drop_packet(struct __sk_buff *skb, struct work *work, __u32 reason, __u32 file_and_line)
+{
+	struct counter *counter = bpf_map_lookup_elem(&drops, &reason);
+
+	if (counter) {
+		counter->packets++;
+		counter->bytes += skb->len;
+	}
+	tell(skb, work, EVENT_DROP << 8 | reason, file_and_line);
+	return TC_ACT_SHOT;
+}
+
+#define HERE(FILE) ((FILE) << 16 | __LINE__)
+#define TELL(SKB, WORK, KIND, FILE) tell(SKB, WORK, (KIND) << 8, HERE(FILE))
+#define DROP(SKB, WORK, REASON, FILE) drop_packet(SKB, WORK, REASON, HERE(FILE))
+
+#endif

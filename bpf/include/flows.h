@@ -1,0 +1,165 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+#ifndef SLUICE_FLOWS_H
+#define SLUICE_FLOWS_H
+
+#include "parse.h"
+
+/*
+ * Connection tracking. A flow is known by its tuple between destination translation and masquerade, the same for both
+ * of its directions.
+ */
+
+#define SECONDS 1000000000ull
+
+/* How long a flow may be silent, in seconds; netfilter's values, and kube-proxy's for established TCP. */
+const volatile __u32 tcp_opening_seconds = 60;
+const volatile __u32 tcp_open_seconds = 86400;
+const volatile __u32 tcp_closing_seconds = 60;
+const volatile __u32 datagram_attempt_seconds = 30;
+const volatile __u32 datagram_flow_seconds = 120;
+const volatile __u32 icmp_seconds = 30;
+const volatile __u32 other_seconds = 600;
+
+static __always_inline bool comes_after(const struct tuple *tuple)
+{
+#pragma unroll
+	for (int i = 0; i < 4; i++) {
+		if (tuple->source.words[i] != tuple->destination.words[i])
+			return tuple->source.words[i] > tuple->destination.words[i];
+	}
+	return tuple->source_port > tuple->destination_port;
+}
+
+/* The key of the flow that a packet with this tuple belongs to; whether its source is the second end. */
+static __always_inline bool order(struct tuple *key, const struct tuple *tuple)
+{
+	if (comes_after(tuple)) {
+		reverse(key, tuple);
+		return true;
+	}
+	*key = *tuple;
+	key->step = 0;
+	return false;
+}
+
+static __always_inline __u64 lifetime(__u8 proto, const struct flow *flow)
+{
+	__u32 seconds = other_seconds;
+
+	switch (proto) {
+	case IPPROTO_TCP:
+	case IPPROTO_SCTP:
+		seconds = flow->state == FLOW_OPEN      ? tcp_open_seconds
+			  : flow->state == FLOW_OPENING ? tcp_opening_seconds
+							: tcp_closing_seconds;
+		break;
+	case IPPROTO_UDP:
+		seconds = flow->state == FLOW_OPENING ? datagram_attempt_seconds : datagram_flow_seconds;
+		break;
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
+		seconds = icmp_seconds;
+		break;
+	}
+	return seconds * SECONDS;
+}
+
+static __always_inline bool begins_connection(const struct layer *packet)
+{
+	return packet->tuple.proto == IPPROTO_TCP && packet->fragment != FRAGMENT_LATER &&
+	       (packet->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN;
+}
+
+/* The live flow of `tuple`, whose key it leaves in working memory. */
+static __always_inline struct flow *find_flow(struct work *work, const struct tuple *tuple)
+{
+	struct flow *flow;
+
+	work->from_second = order(&work->key, tuple);
+	flow = bpf_map_lookup_elem(&flows, &work->key);
+	if (!flow)
+		flow = bpf_map_lookup_elem(&attempts, &work->key);
+	if (!flow)
+		return NULL;
+	/* Another processor may have seen it later than our clock was read. */
+	if (bpf_ktime_get_ns() > flow->seen + lifetime(work->key.proto, flow))
+		return NULL;
+	/* Ports are used again. */
+	if (flow->state == FLOW_CLOSING && work->kind == PACKET_PLAIN && begins_connection(&work->packet))
+		return NULL;
+	return flow;
+}
+
+static __always_inline bool is_answer(const struct work *work, const struct flow *flow)
+{
+	return !!(flow->flags & FLOW_FROM_SECOND) != !!work->from_second;
+}
+
+/* The flow's tuple as who began it sent it. */
+static __always_inline void original_tuple(struct tuple *to, const struct work *work, const struct flow *flow)
+{
+	if (flow->flags & FLOW_FROM_SECOND)
+		reverse(to, &work->key);
+	else
+		*to = work->key;
+}
+
+/* A new flow of the packet's tuple, which nobody has judged. It takes the place of a dead one. */
+static __always_inline struct flow *begin_flow(struct work *work, __u32 flags)
+{
+	struct flow *fresh = &work->fresh;
+
+	__builtin_memset(fresh, 0, sizeof(*fresh));
+	work->from_second = order(&work->key, &work->packet.tuple);
+	fresh->seen = bpf_ktime_get_ns();
+	fresh->flags = flags | (work->from_second ? FLOW_FROM_SECOND : 0);
+	fresh->state = FLOW_OPENING;
+	return fresh;
+}
+
+static __always_inline void store_flow(struct work *work)
+{
+	bpf_map_delete_elem(&flows, &work->key);
+	bpf_map_update_elem(&attempts, &work->key, &work->fresh, BPF_ANY);
+}
+
+/*
+ * What a packet that was let through says of its flow. Times are written once a second: whoever writes takes the line
+ * from all other processors.
+ */
+static __always_inline void follow_flow(struct work *work, struct flow *flow)
+{
+	const struct layer *packet = &work->packet;
+	__u64 now = bpf_ktime_get_ns();
+
+	/* An error proves nothing. */
+	if (work->kind == PACKET_ERROR)
+		return;
+	if (packet->tuple.proto == IPPROTO_TCP && packet->fragment != FRAGMENT_LATER) {
+		if (packet->tcp_flags & TCP_RST) {
+			flow->state = FLOW_CLOSING;
+		} else if (packet->tcp_flags & TCP_FIN) {
+			flow->flags |= work->from_second ? FLOW_SECOND_CLOSED : FLOW_FIRST_CLOSED;
+			if ((flow->flags & (FLOW_FIRST_CLOSED | FLOW_SECOND_CLOSED)) ==
+			    (FLOW_FIRST_CLOSED | FLOW_SECOND_CLOSED))
+				flow->state = FLOW_CLOSING;
+		}
+	}
+	if (flow->seen + SECONDS < now)
+		flow->seen = now;
+	if (flow->state == FLOW_OPENING && is_answer(work, flow)) {
+		work->fresh = *flow;
+		work->fresh.state = FLOW_OPEN;
+		work->fresh.seen = now;
+		bpf_map_update_elem(&flows, &work->key, &work->fresh, BPF_ANY);
+		bpf_map_delete_elem(&attempts, &work->key);
+	}
+}
+
+static __always_inline void forget_flow(struct work *work)
+{
+	bpf_map_delete_elem(&flows, &work->key);
+	bpf_map_delete_elem(&attempts, &work->key);
+}
+
+#endif

@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+#ifndef SLUICE_SERVICES_H
+#define SLUICE_SERVICES_H
+
+#include "nat.h"
+#include "policy.h"
+
+/* What `walk` says of a flow's first packet (Sources/DataplaneModel/Walk.swift). */
+
+#define REJECT_PACKET -1
+
+static __always_inline bool is_link_local_or_multicast(const struct address *address)
+{
+	if (is_v4(address)) {
+		__u32 number = bpf_ntohl(address->words[3]);
+
+		return number >> 16 == 0xa9fe || number >> 28 == 0xe;
+	}
+	return (address->words[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000) ||
+	       (address->words[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
+}
+
+/* A pod's packet to somebody who has no route back to it. */
+static __always_inline bool leaves_cluster(const struct layer *packet, const struct address *destination)
+{
+	if (!(current_state(STATE_MASQUERADE) & (packet->family == FAMILY_V4 ? 1 : 2)))
+		return false;
+	return !(address_flags(destination) & ADDRESS_IS_NODES) && !is_link_local_or_multicast(destination) &&
+	       !is_in_range(RANGE_CLUSTER, destination);
+}
+
+static __always_inline bool is_masqueraded(const struct work *work, enum origin origin, const struct frontend *frontend)
+{
+	const struct address *backend = &work->next.destination;
+
+	/* A pod in this node's network: the flow ends here, and what only passes through is translated. */
+	if (address_flags(backend) & ADDRESS_IS_NODES)
+		return false;
+	if (origin == ORIGIN_POD && same_address(&work->packet.tuple.source, backend))
+		return true;
+	if (frontend->masquerade == MASQUERADE_ALWAYS ||
+	    (frontend->masquerade == MASQUERADE_EXCEPT_PODS && origin == ORIGIN_OUTSIDE))
+		return true;
+	return origin == ORIGIN_POD && leaves_cluster(&work->packet, backend);
+}
+
+/*
+ * What the tables say of a packet that no flow has: 0 where it may go on, as `work->next`, with `flow_flags`;
+ * REJECT_PACKET; or a drop reason.
+ */
+static __noinline int find_service(struct work *work, enum origin origin, __u32 *flow_flags)
+{
+	const struct layer *packet = &work->packet;
+	struct backend to = { .address = packet->tuple.destination, .port = packet->tuple.destination_port };
+	struct backend chosen = {};
+	struct frontend *frontend;
+	__u32 kind;
+
+	*flow_flags = 0;
+	work->next = packet->tuple;
+	if (has_ports(packet->tuple.proto) && to.port) {
+		switch (balance(origin, &packet->tuple.source, &to, packet->tuple.proto, NULL, &chosen, &work->set,
+				&frontend)) {
+		case NO_FRONTEND:
+			break;
+		case CHOSEN:
+			/* Its checksum cannot be computed anew here. */
+			if (packet->tuple.proto == IPPROTO_SCTP && chosen.port != to.port)
+				return REASON_UNSUPPORTED;
+			work->next.destination = chosen.address;
+			work->next.destination_port = chosen.port;
+			*flow_flags = FLOW_BALANCED;
+			if (frontend && is_masqueraded(work, origin, frontend))
+				*flow_flags |= FLOW_MASQUERADED;
+			return REASON_NONE;
+		case REFUSED:
+			return REJECT_PACKET;
+		case OUTSIDE_SOURCE_RANGES:
+			return REASON_SOURCE_RANGE;
+		case NO_LOCAL_ENDPOINT:
+			return REASON_NO_LOCAL_ENDPOINT;
+		case LOST:
+			return REASON_NO_VERDICT;
+		}
+	}
+	kind = address_flags(&to.address);
+	if (kind & ADDRESS_IS_SERVICE)
+		return REJECT_PACKET;
+	if (!(kind & ADDRESS_IS_ANOTHERS) && is_in_range(RANGE_SERVICE, &to.address))
+		return REASON_UNALLOCATED;
+	if (origin == ORIGIN_POD && leaves_cluster(packet, &to.address))
+		*flow_flags = FLOW_MASQUERADED;
+	return REASON_NONE;
+}
+
+#endif
