@@ -8,6 +8,10 @@ public enum DropReason: String, Sendable, Hashable, CaseIterable {
   case policyDenied = "policy-denied"
   case unknownEndpoint = "unknown-endpoint"
   case noVerdict = "no-verdict"
+  case malformed
+  case fragment
+  case masqueradePorts = "masquerade-ports"
+  case unsupported
 
   /// What `walk` can say; the others are policy's and the packet path's own.
   public static let ofServices: [DropReason] = [
@@ -24,6 +28,10 @@ public enum DropReason: String, Sendable, Hashable, CaseIterable {
     case .policyDenied: "denied by policy"
     case .unknownEndpoint: "the pod is not known yet: its policies have not been compiled"
     case .noVerdict: "a look-up found nothing: the tables are damaged, or the packet has no transport header"
+    case .malformed: "its headers cannot be read"
+    case .fragment: "a fragment that came before the first one of its packet, or too long after it"
+    case .masqueradePorts: "every port that a masqueraded flow could leave with is taken"
+    case .unsupported: "nothing that this engine handles: extension headers, an Ethernet type, SCTP to another port"
     }
   }
 }

@@ -29,15 +29,14 @@ extension Lab {
       throw LabError.system(operation: "open", object: agentLogPath(node), errno: errno)
     }
     defer { close(output) }
-    let socketLB = try configuration.socketLB.map {
-      ["--socket-lb", $0, "--cgroup", try ControlGroup.ofAllLabs().path]
-    }
+    var sockets = configuration.socketLB.map { ["--socket-lb", $0] } ?? []
+    if configuration.servesSockets { sockets += ["--cgroup", try ControlGroup.ofAllLabs().path] }
     let agent = try ChildProcess.start(
       [
         binary("sluice-agent"), "--node-name", node, "--manifests", state.manifests, "--engine", configuration.engine,
         "--state-dir", LocalAPIDefaults.stateDirectory, "--socket", LocalAPIDefaults.agentSocket, "--metrics-address",
         "127.0.0.1:10249", "--healthz-address", "0.0.0.0:10256", "--cni-conf-dir", "/etc/cni/net.d",
-      ] + (socketLB ?? []) + configuration.agentArguments + arguments, name: "agent of \(node)", in: surroundings,
+      ] + sockets + configuration.agentArguments + arguments, name: "agent of \(node)", in: surroundings,
       descriptors: [nil, output, output])
     members.withLock { $0.agents[node] = agent }
     if waits { try waitUntilAgentIsReady(node) }

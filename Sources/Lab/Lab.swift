@@ -73,7 +73,7 @@ public final class Lab: Sendable {
       try state.removeEverything()
     }
     do {
-      if configuration.socketLB != nil { try OwnControlGroup.join() }
+      if configuration.servesSockets { try OwnControlGroup.join() }
       try build()
     } catch {
       // The first error tells more than one of the removal would.

@@ -26,8 +26,10 @@ public struct LabConfiguration: Sendable {
   public var agentArguments: [String] = []
   /// The data plane: `--engine`.
   public var engine = "nftables"
-  /// Whose connections are translated at the socket: `--socket-lb`; nil: nobody's.
+  /// Whose connections are translated at the socket: `--socket-lb`; nil: what the engine does by itself.
   public var socketLB: String?
+  /// Whether programs on the cgroup of all labs see sockets.
+  var servesSockets: Bool { socketLB != nil || engine == "ebpf" }
 
   /// Nodes `node1`, `node2`… in the zones a, b, c in turn.
   public init(name: String = "default", nodes: Int = 2, binDirectory: String) {

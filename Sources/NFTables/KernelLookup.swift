@@ -3,24 +3,6 @@ import CLibNFTNL
 import DataplaneModel
 import NetworkTypes
 
-/// What the kernel's own maps decide about one direction of a packet.
-public struct KernelDecision: Sendable, Hashable {
-  /// In the tables' terms, from the numbers that the look-ups found.
-  public var decision: PolicyDecision
-  /// What the last look-up's verdict does with the packet.
-  public var isAllowed: Bool
-
-  public init(_ decision: PolicyDecision, isAllowed: Bool) {
-    self.decision = decision
-    self.isAllowed = isAllowed
-  }
-
-  /// The same clause by the same way, and the verdict that the clause is for.
-  public func agrees(with expected: PolicyDecision) -> Bool {
-    decision == expected && isAllowed == expected.isAllowed
-  }
-}
-
 extension NFTablesEngine {
   /// Asks the kernel's maps, element by element and in the rules' order, what happens to a flow's first packet: the same
   /// elements that a packet would find, by the kernel's own search. Nothing of our tables is used but the device of each

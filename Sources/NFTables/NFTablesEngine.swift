@@ -7,7 +7,7 @@ import NetworkTypes
 ///
 /// One instance writes; it belongs to the network namespace it was made in. Nothing is cached of the kernel's state but
 /// what waits for removal, so that whatever went wrong is mended by `resync`.
-public struct NFTablesEngine: DataplaneEngine {
+public struct NFTablesEngine: NodeEngine {
   let connection: Connection
   private var planner = Planner()
   /// Removals that wait for packets which may still look them up.

@@ -2,6 +2,8 @@ import DataplaneModel
 import NetworkTypes
 
 extension NFTablesEngine {
+  public func isAboutPolicy(_ drift: Drift) -> Bool { Self.isAboutPolicy(drift) }
+
   /// Whether a difference that `verify` found is in what policy is made of: its maps and chains, and what all share.
   public static func isAboutPolicy(_ drift: Drift) -> Bool {
     // `ip pairs { ... }`, `map ip pairs`, `chain ip egress`, `table ip sluice: chain forged`.

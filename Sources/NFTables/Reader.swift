@@ -1,5 +1,6 @@
 import CLibMNL
 import CLibNFTNL
+import DataplaneModel
 import NetworkTypes
 
 /// What the kernel has of one family's table, elements apart.

@@ -77,7 +77,7 @@ struct MarkMask: Sendable, Equatable, ExpressibleByArgument {
   }
 }
 
-enum EngineName: String, Sendable, CaseIterable, ExpressibleByArgument { case nftables }
+enum EngineName: String, Sendable, CaseIterable, ExpressibleByArgument { case nftables, ebpf }
 enum LogLevel: String, Sendable, CaseIterable, ExpressibleByArgument { case trace, debug, info, warning, error }
 
 /// Flags of `sluice-agent`. Every one is a key of the config file too; a flag given wins.
@@ -102,7 +102,10 @@ struct AgentOptions: ParsableArguments {
   var liveFlows: LiveFlows?
   @Option(help: "Bits of conntrack marks that are Sluice's, as one number: at least 8, adjacent (default 0xfffff000).")
   var conntrackMarkMask: MarkMask?
-  @Option(help: "Whose connections to Services are translated at the socket, by eBPF: off (default), host or all.")
+  @Option(
+    help:
+      "Whose connections to Services are translated at the socket, by eBPF: off, host or all (default: off, of the ebpf engine all)."
+  )
   var socketLb: SocketLB?
   @Option(help: "Folder in a BPF file system for what stays while no agent runs (default /sys/fs/bpf/sluice).")
   var bpffs: String?
@@ -162,7 +165,7 @@ struct AgentConfiguration: Sendable {
     conntrackMarkMask =
       try (flags.conntrackMarkMask ?? file.value("conntrackMarkMask"))?.bits
       ?? NFTablesEngine.defaultMarkMask
-    socketLB = try flags.socketLb ?? file.value("socketLb") ?? .off
+    socketLB = try flags.socketLb ?? file.value("socketLb") ?? (engine == .ebpf ? .all : .off)
     bpffs = try flags.bpffs ?? file.string("bpffs") ?? SocketLB.defaultFolder
     guard bpffs.hasPrefix("/"), bpffs.utf8.count > 1 else {
       throw ValidationError("--bpffs: '\(bpffs)' is no absolute path of a folder")

@@ -1,3 +1,4 @@
+import BPFLoader
 import DataplaneModel
 import Dispatch
 import Foundation
@@ -20,7 +21,8 @@ struct FollowPolicyLog: Service {
   let logger: Logger
 
   func run() async throws {
-    let reader = LogReader(reconciler: reconciler, ring: reconciler.events, logger: logger)
+    let reader = LogReader(
+      reconciler: reconciler, ring: reconciler.events, logger: logger, open: reconciler.configuration.openEvents)
     // A thread of its own: waiting for the kernel must not hold one of the pool's.
     let thread = Thread { reader.run() }
     thread.name = "policy-log"
@@ -31,15 +33,65 @@ struct FollowPolicyLog: Service {
   }
 }
 
+/// Where the packet path tells what it does.
+protocol EventSource: Sendable {
+  associatedtype Event: NamedByReconciler
+  /// - Returns: what came, nothing where the time is over; and how many were lost since the source was opened.
+  func take(timeoutMilliseconds: Int) throws -> (events: [Event], lost: UInt64)
+}
+
+/// What only the reconciler has names for.
+protocol NamedByReconciler: Sendable {
+  func named(by reconciler: isolated Reconciler) -> PolicyEvent
+}
+
+extension PacketLogSocket: EventSource {
+  func take(timeoutMilliseconds: Int) throws -> (events: [PacketLogMessage], lost: UInt64) {
+    let news = try next(timeoutMilliseconds: timeoutMilliseconds)
+    return (news.messages, news.lost)
+  }
+}
+
+/// The ring counts what it loses for as long as it is there.
+private struct RingSource: EventSource {
+  let reader: EventReader
+  let lostBefore: UInt64
+
+  init(_ folder: String) throws {
+    reader = try EventReader(pins: try PinFolder(folder))
+    lostBefore = try reader.lostEvents
+  }
+
+  func take(timeoutMilliseconds: Int) throws -> (events: [PacketEvent], lost: UInt64) {
+    let events = try reader.next(timeoutMilliseconds: timeoutMilliseconds)
+    // Verdicts and translations are for tests so far.
+    return (events.filter { $0.kind == .drop || $0.kind == .audit }, try reader.lostEvents - lostBefore)
+  }
+}
+
+extension AgentConfiguration {
+  fileprivate var openEvents: @Sendable () throws -> any EventSource {
+    { [engine, bpffs] in
+      switch engine {
+      case .nftables: try PacketLogSocket(group: NFTablesEngine.logGroup)
+      case .ebpf: try RingSource(bpffs)
+      }
+    }
+  }
+}
+
 /// The thread's work.
 private final class LogReader: Sendable {
   private let reconciler: Reconciler
   private let ring: EventRing
   private let logger: Logger
+  private let open: @Sendable () throws -> any EventSource
   private let stopped = DispatchSemaphore(value: 0)
 
-  init(reconciler: Reconciler, ring: EventRing, logger: Logger) {
-    (self.reconciler, self.ring, self.logger) = (reconciler, ring, logger)
+  init(
+    reconciler: Reconciler, ring: EventRing, logger: Logger, open: @escaping @Sendable () throws -> any EventSource
+  ) {
+    (self.reconciler, self.ring, self.logger, self.open) = (reconciler, ring, logger, open)
   }
 
   func stop() { stopped.signal() }
@@ -48,11 +100,11 @@ private final class LogReader: Sendable {
     var warned = ""
     while true {
       do {
-        let socket = try PacketLogSocket(group: NFTablesEngine.logGroup)
+        let source = try open()
         if !warned.isEmpty { logger.info("dropped packets are followed again") }
         warned = ""
         inform { await $0.setFollowsLog(true) }
-        guard try follow(socket) else { return }
+        guard try follow(source) else { return }
       } catch {
         inform { await $0.setFollowsLog(false) }
         // What happens until the group is read again is not counted by anybody: at least one event is said to be lost.
@@ -67,21 +119,21 @@ private final class LogReader: Sendable {
   }
 
   /// false: the agent ends.
-  private func follow(_ socket: PacketLogSocket) throws -> Bool {
+  private func follow(_ source: some EventSource) throws -> Bool {
     var lost: UInt64 = 0
     var untold: UInt64 = 0
     var budget = Budget(perSecond: FollowPolicyLog.eventsPerSecond)
     while wait(.zero) {
-      let events = try socket.next(timeoutMilliseconds: 500)
-      let allowed = budget.take(events.messages.count)
-      untold += events.lost - lost + UInt64(events.messages.count - allowed)
-      lost = events.lost
+      let news = try source.take(timeoutMilliseconds: 500)
+      let allowed = budget.take(news.events.count)
+      untold += news.lost - lost + UInt64(news.events.count - allowed)
+      lost = news.lost
       // In a flood nothing is told until the next second: one event then says how much was lost.
-      if allowed > 0 || events.messages.isEmpty {
+      if allowed > 0 || news.events.isEmpty {
         ring.noteLost(untold, at: .now)
         untold = 0
       }
-      if allowed > 0 { inform { [messages = Array(events.messages.prefix(allowed))] in await $0.note(messages) } }
+      if allowed > 0 { inform { [events = Array(news.events.prefix(allowed))] in await $0.note(events) } }
     }
     return false
   }
@@ -127,34 +179,10 @@ struct Budget {
 extension Reconciler {
   func setFollowsLog(_ follows: Bool) { followsLog = follows }
 
-  /// Takes packets that rules have logged: by now the names are what they are.
-  func note(_ messages: [PacketLogMessage]) { events.append(messages.map(event)) }
+  /// Takes what the packet path told: by now the names are what they are.
+  func note(_ told: [some NamedByReconciler]) { events.append(told.map { $0.named(by: self) }) }
 
-  private func event(_ message: PacketLogMessage) -> PolicyEvent {
-    var event = PolicyEvent(time: message.timestamp ?? .now, kind: .drop)
-    event.revision = revision
-    let words = message.prefix.split(separator: " ")
-    event.direction = words.count > 1 ? PolicyDirection.allCases.first { $0.description == words[1] } : nil
-    event.kind = words.first == "audit" ? .audit : .drop
-    // What an audit policy would have done it for.
-    event.reason = event.kind == .audit ? DropReason.policyDenied.rawValue : words.first.map(String.init) ?? ""
-    if event.direction != nil, let meaning = clauses.meaning(of: message.mark) {
-      event.policies = meaning.attribution.policies(of: meaning.clause)
-      event.isDefaultDeny = meaning.clause.kind == .defaultDeny || meaning.clause.kind == .auditDeny
-    }
-    let interfaces = [message.inputInterface, message.outputInterface].compactMap { $0.flatMap(Self.interfaceName) }
-    event.interface = interfaces.first { tables.node.endpoints[$0] != nil }
-    guard let headers = PacketHeaders(message.payload) else { return event }
-    event.source = side(headers.source, headers.sourcePort, isOrigin: message.inputInterface == nil)
-    event.destination = side(headers.destination, headers.destinationPort, isOrigin: false)
-    event.proto = headers.protocolNumber
-    event.flags = headers.tcpFlags
-    event.icmpType = headers.icmpType
-    event.length = headers.totalLength
-    return event
-  }
-
-  private func side(_ address: IPAddress, _ port: UInt16?, isOrigin: Bool) -> PolicyEvent.Side {
+  func side(_ address: IPAddress, _ port: UInt16?, isOrigin: Bool) -> PolicyEvent.Side {
     let identity = tables.identities.identity(of: address)
     var side = PolicyEvent.Side(
       address: address, port: port, pod: nil, kind: kind(of: address), identity: identity)
@@ -170,10 +198,64 @@ extension Reconciler {
       ? IdentityKind.node.description : kind.description
   }
 
-  private static func interfaceName(_ index: UInt32) -> String? {
+  static func interfaceName(_ index: UInt32) -> String? {
     withUnsafeTemporaryAllocation(of: CChar.self, capacity: Int(IF_NAMESIZE)) { buffer in
       guard let start = buffer.baseAddress, let name = if_indextoname(index, start) else { return nil }
       return String(cString: name)
     }
+  }
+}
+
+extension PacketLogMessage: NamedByReconciler {
+  func named(by reconciler: isolated Reconciler) -> PolicyEvent {
+    var event = PolicyEvent(time: timestamp ?? .now, kind: .drop)
+    event.revision = reconciler.revision
+    let words = prefix.split(separator: " ")
+    event.direction = words.count > 1 ? PolicyDirection.allCases.first { $0.description == words[1] } : nil
+    event.kind = words.first == "audit" ? .audit : .drop
+    // What an audit policy would have done it for.
+    event.reason = event.kind == .audit ? DropReason.policyDenied.rawValue : words.first.map(String.init) ?? ""
+    if event.direction != nil, let meaning = reconciler.clauses.meaning(of: mark) {
+      event.policies = meaning.attribution.policies(of: meaning.clause)
+      event.isDefaultDeny = meaning.clause.kind == .defaultDeny || meaning.clause.kind == .auditDeny
+    }
+    let interfaces = [inputInterface, outputInterface].compactMap { $0.flatMap(Reconciler.interfaceName) }
+    event.interface = interfaces.first { reconciler.tables.node.endpoints[$0] != nil }
+    guard let headers = PacketHeaders(payload) else { return event }
+    event.source = reconciler.side(headers.source, headers.sourcePort, isOrigin: inputInterface == nil)
+    event.destination = reconciler.side(headers.destination, headers.destinationPort, isOrigin: false)
+    event.proto = headers.protocolNumber
+    event.flags = headers.tcpFlags
+    event.icmpType = headers.icmpType
+    event.length = headers.totalLength
+    return event
+  }
+}
+
+extension PacketEvent: NamedByReconciler {
+  func named(by reconciler: isolated Reconciler) -> PolicyEvent {
+    var event = PolicyEvent(time: .now, kind: kind == .audit ? .audit : .drop)
+    event.revision = reconciler.revision
+    event.reason = kind == .audit ? DropReason.policyDenied.rawValue : reason?.rawValue ?? ""
+    if let clause {
+      event.direction = direction
+      if let meaning = reconciler.clauses.meaning(of: clause) {
+        event.policies = meaning.attribution.policies(of: meaning.clause)
+        event.isDefaultDeny = meaning.clause.kind == .defaultDeny || meaning.clause.kind == .auditDeny
+      }
+    }
+    event.interface = Reconciler.interfaceName(device).flatMap {
+      reconciler.tables.node.endpoints[$0] != nil ? $0 : nil
+    }
+    event.length = length
+    guard let source, let destination else { return event }
+    let hasPorts = L4Protocol(rawValue: proto) != nil
+    event.source = reconciler.side(
+      source, hasPorts ? sourcePort : nil, isOrigin: reconciler.tables.node.ownAddresses.contains(source))
+    event.destination = reconciler.side(destination, hasPorts ? destinationPort : nil, isOrigin: false)
+    event.proto = proto
+    event.flags = proto == L4Protocol.tcp.rawValue ? TCPFlags(rawValue: tcpFlags) : nil
+    event.icmpType = proto == 1 || proto == 58 ? icmpType : nil
+    return event
   }
 }

@@ -71,7 +71,7 @@ extension Reconciler {
       differences.append(["between": .string(`where`), "kind": .string(kind), "object": .string(object)])
     }
     for object in policies.differences(in: state, from: tables) { note("objects and agent", "different", object) }
-    for drift in try engine.verify(tables) where NFTablesEngine.isAboutPolicy(drift) {
+    for drift in try engine.verify(tables) where engine.isAboutPolicy(drift) {
       note("agent and kernel", drift.kind.rawValue, drift.object)
     }
     count(engine.takeReport())

@@ -1,3 +1,4 @@
+import BPFLoader
 import CLinux
 import DataplaneModel
 import Glibc
@@ -213,6 +214,8 @@ extension Reconciler {
       } else {
         logger.info("kernel adopted", metadata: ["differences": "\(drift.count)", "messages": "\(report.messages)"])
       }
+      if why == "first sync" { try PacketPath.removeOthers(than: configuration.engine) }
+      if engine is PacketEngine { Task { await socketSweeper.sweep(nil, for: self) } }
       Task {
         await sweeper.sweepAll(for: self)
         hasSwept = true

@@ -69,11 +69,19 @@ extension Reconciler {
     endpoints.values.map { NetworkNamespace(path: $0.netnsPath) }
   }
 
+  /// Sockets are served, beside the packet path or by it.
+  private var servesSockets: Bool { sockets != nil || (engine is PacketEngine && configuration.socketLB != .off) }
+
+  private func requestedPeer(cookie: UInt64) throws -> SocketAddress? {
+    if let sockets { return try sockets.requestedPeer(cookie: cookie) }
+    return try (engine as? PacketEngine)?.requestedPeer(cookie: cookie)
+  }
+
   /// Whether sockets talk to a backend of what they asked for; true for those that were never translated.
   func areServed(_ connected: [ConnectedSocket]) -> [Bool] {
     connected.map { socket in
       // Where the map cannot be read nothing is known against the socket, and it lives.
-      guard let told = try? sockets?.requestedPeer(cookie: socket.cookie) else { return true }
+      guard let told = try? requestedPeer(cookie: socket.cookie) else { return true }
       let keys = [FrontendAddress.address(told.address), .node(told.address.family)].map {
         FrontendKey($0, .udp, told.port)
       }
@@ -88,7 +96,7 @@ extension Reconciler {
 
   /// Has the sockets looked at that a delta may have left behind.
   func endStaleSockets(_ delta: TableDelta) {
-    guard sockets != nil else { return }
+    guard servesSockets else { return }
     var gone: Set<SocketAddress> = []
     func members(_ set: BackendSet?) -> [SocketAddress] { set.map { $0.backends + $0.draining } ?? [] }
     func isDatagram(_ service: ServicePortID) -> Bool {

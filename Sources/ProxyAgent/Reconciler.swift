@@ -24,7 +24,7 @@ actor Reconciler {
   var compiler: ServiceCompiler<NumberJournal>
   var policies: PolicyCompiler
   var tables = Tables()
-  var engine: NFTablesEngine
+  var engine: any NodeEngine
   /// nil: all Services by packets.
   var sockets: SocketBalancer?
   let socketSweeper: SocketSweeper
@@ -76,8 +76,8 @@ actor Reconciler {
     self.configuration = configuration
     self.logger = logger
     state = ClusterState(ownNodeName: configuration.nodeName)
-    engine = try NFTablesEngine(
-      markMask: configuration.conntrackMarkMask, keepsEstablished: configuration.keepsEstablished)
+    let (engine, sockets) = try PacketPath.start(configuration)
+    (self.engine, self.sockets) = (engine, sockets)
     let numbering = try NumberJournal(
       path: configuration.stateDir + "/service-numbers", floor: try engine.largestServiceNumber())
     compiler = ServiceCompiler(
@@ -88,7 +88,6 @@ actor Reconciler {
         addresses: inForce.addresses, atoms: inForce.atoms, largestSerial: inForce.largestSerial))
     routes = try NodeRoutes()
     addresses = try RouteSocket()
-    sockets = try SocketLB.start(configuration)
     socketSweeper = SocketSweeper(logger: logger)
     sweeper = FlowSweeper(conntrack: try ConntrackSocket(), logger: logger)
     records = EndpointRecordStore(directory: configuration.runDir + "/endpoints")

@@ -32,6 +32,6 @@ extension SocketLB {
 
   static func removeLeftOvers(_ folder: String) throws {
     guard BPFFileSystem.isMounted(folder) else { return }
-    try SocketBalancer.cleanUp(try PinFolder(folder))
+    try PacketEngine.cleanUp(try PinFolder(folder))
   }
 }

@@ -31,6 +31,8 @@ enum LabHarness {
   ) -> LabConfiguration {
     var configuration = LabConfiguration(name: uniqueName(purpose), nodes: nodes, binDirectory: binDirectory)
     configuration.startsAgents = agents
+    // The same tests by another engine.
+    if let engine = getenv("SLUICE_ENGINE"), agents { configuration.engine = String(cString: engine) }
     // The same tests with connections translated at the socket.
     configuration.socketLB = agents ? getenv("SLUICE_SOCKET_LB").map { String(cString: $0) } : nil
     return configuration

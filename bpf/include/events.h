@@ -31,7 +31,7 @@ static __noinline int tell(struct __sk_buff *skb, struct work *work, __u32 kind_
 	event->line = file_and_line & 0xffff;
 	event->revision = current_state(STATE_REVISION);
 	event->device = skb->ifindex;
-	event->length = skb->len;
+	event->length = skb->len - work->packet.network;
 	event->tuple = work->packet.tuple;
 	event->other = work->next;
 	event->tcp_flags = work->packet.tcp_flags;
@@ -47,11 +47,14 @@ static __noinline int tell(struct __sk_buff *skb, struct work *work, __u32 kind_
 
 static __noinline int drop_packet(struct __sk_buff *skb, struct work *work, __u32 reason, __u32 file_and_line)
 {
-	struct counter *counter = bpf_map_lookup_elem(&drops, &reason);
+	__u32 index = reason == REASON_POLICY_DENIED && work->event.direction != DIRECTION_NONE ?
+			      REASON_COUNT + work->event.direction :
+			      reason;
+	struct counter *counter = bpf_map_lookup_elem(&drops, &index);
 
 	if (counter) {
 		counter->packets++;
-		counter->bytes += skb->len;
+		counter->bytes += skb->len - work->packet.network;
 	}
 	tell(skb, work, EVENT_DROP << 8 | reason, file_and_line);
 	return TC_ACT_SHOT;

@@ -36,7 +36,7 @@ CACHE(fragments, struct fragment_key, struct ports, 1 << 12);
 
 /* What happened. */
 
-MAP(drops, BPF_MAP_TYPE_PERCPU_ARRAY, 0, __u32, struct counter, REASON_COUNT);
+MAP(drops, BPF_MAP_TYPE_PERCPU_ARRAY, 0, __u32, struct counter, DROPS_SIZE);
 /* Events that found no room: packets of index 0. */
 MAP(lost_events, BPF_MAP_TYPE_PERCPU_ARRAY, 0, __u32, struct counter, 1);
 

@@ -5,6 +5,9 @@
 #include "reject.h"
 #include "services.h"
 
+/* Flows that were allowed once are never judged again. */
+const volatile bool keeps_established = false;
+
 /* The steps that all programs take, in the order in which a packet takes them. */
 
 /*
@@ -95,7 +98,8 @@ static __always_inline int judge_again(struct __sk_buff *skb, struct work *work,
 	__u32 revision = current_state(STATE_REVISION);
 	int reason;
 
-	if (flow->revision == revision && flow->flags & (own_began ? FLOW_ASKED_SENDER : FLOW_ASKED_RECEIVER))
+	if ((flow->revision == revision || (keeps_established && flow->revision)) &&
+	    flow->flags & (own_began ? FLOW_ASKED_SENDER : FLOW_ASKED_RECEIVER))
 		return REASON_NONE;
 	work->is_live = flow->revision != 0;
 	original_tuple(&work->judged, work, flow);

@@ -76,7 +76,7 @@ static __noinline int decide(struct __sk_buff *skb, struct work *work, __u32 sub
 	if (!counter)
 		return REASON_NO_VERDICT;
 	counter->packets++;
-	counter->bytes += skb->len;
+	counter->bytes += skb->len - work->packet.network;
 	kind = clause_key.clause >> 16;
 	if (kind == CLAUSE_AUDIT_DENY) {
 		TELL(skb, work, EVENT_AUDIT, FILE_POLICY);

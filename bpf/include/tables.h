@@ -296,6 +296,9 @@ enum reason {
 	REASON_COUNT,
 };
 
+/* `drops` counts denials by direction, behind all reasons. */
+#define DROPS_SIZE (REASON_COUNT + 2)
+
 enum event_kind { EVENT_DROP, EVENT_VERDICT, EVENT_AUDIT, EVENT_TRANSLATION, EVENT_REJECT };
 
 /* Which file of bpf/ decided. */
@@ -315,7 +318,7 @@ struct event {
 	/* The peer's, as policy saw it. */
 	__u32 identity;
 	__u32 device;
-	/* Bytes of the frame. */
+	/* Bytes from the IP header on. */
 	__u32 length;
 	struct tuple tuple;
 	/* Of a translation: what it became. */

@@ -30,6 +30,10 @@ struct CgroupLinks {
     }
   }
 
+  func detach(_ object: BPFObject) throws(SystemError) {
+    for name in object.programNames { try pins.remove(Self.pin(name)) }
+  }
+
   /// Which of the programs are attached to the cgroup.
   func attached(_ names: [String]) throws(SystemError) -> Set<String> {
     let (folder, number) = try open()

@@ -59,6 +59,10 @@ struct DeviceLinks {
   /// Takes the program off, wherever it is.
   func detach(_ program: String, from device: UInt32, _ hook: DeviceHook) throws(SystemError) {
     try pins.remove(Self.pin(program, device))
+    detachClassifier(from: device, hook)
+  }
+
+  func detachClassifier(from device: UInt32, _ hook: DeviceHook) {
     var (place, options) = (hook.classifier(device), Self.classifierOptions)
     // Nothing there is as good.
     _ = bpf_tc_detach(&place, &options)

@@ -13,6 +13,47 @@ public struct Uplink: Sendable, Hashable {
   }
 }
 
+extension Uplink {
+  /// Every device that has a global address of its own and is no pod's.
+  ///
+  /// - Parameter preferred: of several addresses of a device, the one that packets leave with.
+  static func all(_ routes: RouteSocket, preferring preferred: Set<IPAddress>) throws(SystemError) -> [String: Uplink] {
+    let addresses: [AssignedAddress]
+    do throws(NetlinkError) { addresses = try routes.addresses() } catch { throw error.asSystemError("list addresses") }
+    var found: [String: Uplink] = [:]
+    for (index, link) in try links(routes) {
+      // Scope 0 is global.
+      let own = addresses.filter { $0.interfaceIndex == Int(index) && $0.scope == 0 && !$0.isTentative }
+        .map(\.address.address)
+      func address(_ family: IPFamily) -> IPAddress? {
+        let all = own.filter { $0.family == family }
+        return all.first { preferred.contains($0) } ?? all.first
+      }
+      guard !own.isEmpty else { continue }
+      found[link.name] = Uplink(v4: address(.v4), v6: address(.v6), hasEthernetHeader: link.mac != nil)
+    }
+    return found
+  }
+
+  /// Devices that are neither loopback nor a pod's, by number.
+  static func links(_ routes: RouteSocket) throws(SystemError) -> [UInt32: Link] {
+    let links: [Link]
+    do throws(NetlinkError) { links = try routes.links() } catch { throw error.asSystemError("list devices") }
+    return Dictionary(
+      links.filter { !$0.isLoopback && !$0.name.hasPrefix(podPrefix) }.map { (UInt32($0.index), $0) },
+      uniquingKeysWith: { $1 })
+  }
+
+  /// The CNI plugin's.
+  private static let podPrefix = "slc"
+}
+
+extension NetlinkError {
+  fileprivate func asSystemError(_ operation: String) -> SystemError {
+    SystemError(operation: operation, object: "of this node", errno: errno ?? 5, detail: "\(self)")
+  }
+}
+
 /// A device as programs know it.
 struct Device: Sendable, Hashable {
   var index: UInt32
@@ -32,7 +73,7 @@ struct DeviceDirectory: Sendable {
     do throws(NetlinkError) {
       link = try socket.link(named: name)
     } catch {
-      throw SystemError(operation: "find device", object: name, errno: error.errno ?? 5, detail: "\(error)")
+      throw error.asSystemError("find device \(name)")
     }
     guard let link else {
       devices[name] = nil

@@ -9,7 +9,7 @@ import NetworkTypes
 /// the tables in their maps. Sockets are `SocketBalancer`'s; both share what Services are.
 ///
 /// Maps and links are pinned: they serve on while no agent runs, and the next one takes them over.
-public struct PacketEngine: DataplaneEngine {
+public struct PacketEngine: NodeEngine {
   let endpoint: BPFObject
   let uplink: BPFObject
   let maps: PacketMaps
@@ -18,25 +18,36 @@ public struct PacketEngine: DataplaneEngine {
   private var sockets: SocketBalancer
   private var devices = DeviceDirectory()
   private var uplinks: [String: Uplink] = [:]
+  private let findsUplinks: Bool
   private let routes: RouteSocket
+  /// What no packet that comes can want any more, but one that is under way might.
+  private var deferred = PacketTable()
+  /// What clauses counted that are gone.
+  var ended: [ClauseKey: TrafficCount] = [:]
 
   /// Loads programs; nothing is attached before the first `resync`.
   ///
   /// - Parameters:
   ///   - sockets: services at the socket; its maps are shared.
-  ///   - uplinks: the node's devices to the outside, by name.
-  public init(pins: PinFolder, sockets: SocketBalancer, uplinks: [String: Uplink] = [:]) throws(SystemError) {
-    (self.sockets, self.uplinks) = (sockets, uplinks)
+  ///   - uplinks: the node's devices to the outside, by name; nil: all that have an address.
+  ///   - keepsEstablished: flows that were allowed once are never judged again.
+  public init(
+    pins: PinFolder, sockets: SocketBalancer, uplinks: [String: Uplink]? = nil, keepsEstablished: Bool = false
+  ) throws(SystemError) {
+    (self.sockets, self.uplinks, findsUplinks) = (sockets, uplinks ?? [:], uplinks == nil)
     mapPins = MapPins(pins: pins)
     links = DeviceLinks(pins: pins)
-    endpoint = try Self.load(.endpoint, mapPins)
-    uplink = try Self.load(.uplink, mapPins)
+    endpoint = try Self.load(.endpoint, mapPins, keepsEstablished)
+    uplink = try Self.load(.uplink, mapPins, keepsEstablished)
     maps = try PacketMaps(endpoint)
     routes = try RouteSocket()
   }
 
-  private static func load(_ program: BPFProgram, _ pins: MapPins) throws(SystemError) -> BPFObject {
+  private static func load(
+    _ program: BPFProgram, _ pins: MapPins, _ keepsEstablished: Bool
+  ) throws(SystemError) -> BPFObject {
     let object = try BPFObject(program)
+    try object.setConstant("keeps_established", keepsEstablished)
     try pins.adopt(into: object)
     try object.load()
     try pins.pin(object)
@@ -48,9 +59,15 @@ public struct PacketEngine: DataplaneEngine {
   public mutating func apply(_ delta: TableDelta, tables: Tables) throws(SystemError) -> ApplyReport {
     let old = devices
     for name in delta.endpoints.keys { _ = try devices.find(name, routes) }
-    let change = PacketChange(delta, after: tables, from: old, to: devices)
+    var change = PacketChange(delta, after: tables, from: old, to: devices)
+    if findsUplinks, !delta.ownAddresses.isEmpty || !delta.internalAddresses.isEmpty {
+      change.before.uplinks = try maps.uplinks.elements()
+      try findUplinks(tables)
+      change.after.uplinks = uplinkElements
+    }
     var report = try add(change.before, change.after)
     for device in change.after.endpoints.keys { try attach(to: device) }
+    for device in change.after.uplinks.keys { try attachUplink(device) }
     report += try sockets.apply(delta, tables: tables)
     if delta.rejudgesFlows { try judgeAnew() }
     report += try remove(change.before, change.after)
@@ -61,6 +78,7 @@ public struct PacketEngine: DataplaneEngine {
   }
 
   public mutating func resync(_ tables: Tables) throws(SystemError) -> (report: ApplyReport, drift: [Drift]) {
+    if findsUplinks { try findUplinks(tables) }
     for name in Set(tables.node.endpoints.keys).union(uplinks.keys) { _ = try devices.find(name, routes) }
     let wanted = wantedTable(tables)
     let found = try read()
@@ -76,6 +94,7 @@ public struct PacketEngine: DataplaneEngine {
     // What flows were judged by may have been anything.
     if !drift.isEmpty { try judgeAnew() }
     report += try remove(found, wanted)
+    report += try finishRemovals()
     for device in found.endpoints.keys where wanted.endpoints[device] == nil { try detach(from: device) }
     report.dumps += 12
     try mapPins.removeOthers(than: [endpoint, uplink, sockets.object])
@@ -83,6 +102,7 @@ public struct PacketEngine: DataplaneEngine {
   }
 
   public mutating func verify(_ tables: Tables) throws(SystemError) -> [Drift] {
+    _ = try finishRemovals()
     let wanted = wantedTable(tables)
     return Self.drift(try read(), wanted) + (try missingHooks(wanted)) + (try sockets.verify(tables))
   }
@@ -91,6 +111,22 @@ public struct PacketEngine: DataplaneEngine {
     for device in try maps.endpoints.elements().keys { try detach(from: device) }
     for device in try maps.uplinks.elements().keys { try detachUplink(device) }
     try sockets.cleanUp()
+  }
+
+  /// Detaches and removes what any build of ours has pinned there and attached to this node's devices.
+  public static func cleanUp(_ pins: PinFolder) throws(SystemError) {
+    let links = DeviceLinks(pins: pins)
+    for (device, _) in try Uplink.links(RouteSocket()) {
+      for hook in DeviceHook.allCases { links.detachClassifier(from: device, hook) }
+    }
+    try SocketBalancer.cleanUp(pins)
+  }
+
+  // MARK: Sockets
+
+  /// What a connected datagram socket asked for; nil where it was not translated.
+  public func requestedPeer(cookie: UInt64) throws(SystemError) -> SocketAddress? {
+    try sockets.requestedPeer(cookie: cookie)
   }
 
   // MARK: Revisions
@@ -149,15 +185,27 @@ public struct PacketEngine: DataplaneEngine {
 
   private func wantedTable(_ tables: Tables) -> PacketTable {
     var table = PacketTable(tables, devices: devices)
-    for (name, uplink) in uplinks {
-      if let device = devices[name] { table.uplinks[device.index] = UplinkLayout(uplink) }
-    }
+    table.uplinks = uplinkElements
     return table
+  }
+
+  private var uplinkElements: [UInt32: UplinkLayout] {
+    var elements: [UInt32: UplinkLayout] = [:]
+    for (name, uplink) in uplinks {
+      if let device = devices[name] { elements[device.index] = UplinkLayout(uplink) }
+    }
+    return elements
+  }
+
+  private mutating func findUplinks(_ tables: Tables) throws(SystemError) {
+    uplinks = try Uplink.all(routes, preferring: Set(tables.node.internalAddresses.values))
+    for name in uplinks.keys { _ = try devices.find(name, routes) }
   }
 
   /// What is named comes before what names it: clauses, port sets, pairs; then who has which identity, then whose policies
   /// a pod's are. A packet meets the old tables or the new at each of these steps.
-  private func add(_ old: PacketTable, _ new: PacketTable) throws(SystemError) -> ApplyReport {
+  private mutating func add(_ old: PacketTable, _ new: PacketTable) throws(SystemError) -> ApplyReport {
+    deferred.reclaim(new)
     var report = ApplyReport()
     for clause in new.clauses.keys where old.clauses[clause] == nil {
       try maps.clauses.add(clause)
@@ -178,7 +226,7 @@ public struct PacketEngine: DataplaneEngine {
     return report
   }
 
-  private func remove(_ old: PacketTable, _ new: PacketTable) throws(SystemError) -> ApplyReport {
+  private mutating func remove(_ old: PacketTable, _ new: PacketTable) throws(SystemError) -> ApplyReport {
     var report = ApplyReport()
     try maps.podDevices.remove(old.podDevices, new.podDevices, &report)
     try maps.endpoints.remove(old.endpoints, new.endpoints, &report)
@@ -186,22 +234,27 @@ public struct PacketEngine: DataplaneEngine {
     try maps.addresses.remove(old.addresses, new.addresses, &report)
     try maps.ranges.remove(old.ranges, new.ranges, &report)
     try maps.uplinks.remove(old.uplinks, new.uplinks, &report)
-    let named = [
-      old.pairs.keys.contains { new.pairs[$0] == nil }, old.blocks.keys.contains { new.blocks[$0] == nil },
-      old.ports.keys.contains { new.ports[$0] == nil }, old.portRanges.keys.contains { new.portRanges[$0] == nil },
-      old.clauses.keys.contains { new.clauses[$0] == nil },
-    ]
-    guard named.contains(true) else { return report }
+    deferred.take(goneFrom: old, to: new)
+    return report
+  }
+
+  public var hasDeferredRemovals: Bool { deferred.hasNamed }
+
+  public mutating func finishRemovals() throws(SystemError) -> ApplyReport {
+    var report = ApplyReport()
+    guard deferred.hasNamed else { return report }
     // Until no program runs that found what names them: programs run inside RCU read sections.
     _ = clinux_membarrier_global()
+    let (old, new) = (deferred, PacketTable())
     try maps.pairs.remove(old.pairs, new.pairs, &report)
     try maps.blocks.remove(old.blocks, new.blocks, &report)
     try maps.ports.remove(old.ports, new.ports, &report)
     try maps.portRanges.remove(old.portRanges, new.portRanges, &report)
-    for clause in old.clauses.keys where new.clauses[clause] == nil {
-      try maps.clauses.remove(clause)
+    for clause in old.clauses.keys {
+      try endClause(clause)
       report.messages += 1
     }
+    deferred = PacketTable()
     return report
   }
 

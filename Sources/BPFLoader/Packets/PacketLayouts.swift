@@ -61,6 +61,13 @@ public struct RangeKeyLayout: MapLayout {
     let key = SourceKeyLayout(list: table, range)
     (prefixLength, self.table, address) = (key.prefixLength, table, key.address)
   }
+
+  /// nil where it is no prefix of an address.
+  var range: CIDR? {
+    guard let address = address.address, prefixLength >= 32 else { return nil }
+    let length = Int(prefixLength) - 32 - (address.family == .v4 ? 96 : 0)
+    return CIDR(address, prefixLength: length)
+  }
 }
 
 /// `struct pair_key`.

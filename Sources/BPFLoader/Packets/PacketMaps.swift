@@ -22,6 +22,9 @@ final class PacketMaps: Sendable {
   let attempts: BPFMap<TupleLayout, FlowLayout>
   let translations: BPFMap<TupleLayout, TranslationLayout>
   let affinities: BPFMap<AffinityKeyLayout, AffinityLayout>
+  let frontends: BPFMap<FrontendKeyLayout, FrontendLayout>
+  let sets: BPFMap<SetKeyLayout, BackendSetLayout>
+  let slots: BPFMap<SlotKeyLayout, BackendLayout>
 
   /// Of an object once it is loaded.
   init(_ object: BPFObject) throws(SystemError) {
@@ -44,5 +47,8 @@ final class PacketMaps: Sendable {
     attempts = try object.openMap("attempts")
     translations = try object.openMap("translations")
     affinities = try object.openMap("affinities")
+    frontends = try object.openMap("frontends")
+    sets = try object.openMap("sets")
+    slots = try object.openMap("slots")
   }
 }

@@ -103,6 +103,31 @@ struct PacketTable {
   }
 }
 
+/// Removals that wait: of what other elements name.
+extension PacketTable {
+  var hasNamed: Bool {
+    !pairs.isEmpty || !blocks.isEmpty || !ports.isEmpty || !portRanges.isEmpty || !clauses.isEmpty
+  }
+
+  mutating func take(goneFrom old: PacketTable, to new: PacketTable) {
+    for (key, value) in old.pairs where new.pairs[key] == nil { pairs[key] = value }
+    for (key, value) in old.blocks where new.blocks[key] == nil { blocks[key] = value }
+    for (key, value) in old.ports where new.ports[key] == nil { ports[key] = value }
+    for (key, value) in old.portRanges where new.portRanges[key] == nil { portRanges[key] = value }
+    for (key, value) in old.clauses where new.clauses[key] == nil { clauses[key] = value }
+  }
+
+  /// What is wanted again stays.
+  mutating func reclaim(_ new: PacketTable) {
+    guard hasNamed else { return }
+    for key in new.pairs.keys { pairs[key] = nil }
+    for key in new.blocks.keys { blocks[key] = nil }
+    for key in new.ports.keys { ports[key] = nil }
+    for key in new.portRanges.keys { portRanges[key] = nil }
+    for key in new.clauses.keys { clauses[key] = nil }
+  }
+}
+
 /// What a delta does to the maps. `before` and `after` have the elements that the change is about and no others.
 struct PacketChange {
   var before = PacketTable()

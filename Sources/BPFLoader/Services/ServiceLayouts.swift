@@ -176,3 +176,13 @@ public struct AffinityLayout: MapLayout {
     self.used = used
   }
 }
+
+extension BackendSetID {
+  /// nil where the key is none that tables lead to.
+  init?(_ key: SetKeyLayout) {
+    guard let service = ServicePortID(key.service), let scope = BackendScope(rawValue: key.scope),
+      let family = IPFamily(rawValue: key.family)
+    else { return nil }
+    self.init(service: service, scope: scope, family: family)
+  }
+}

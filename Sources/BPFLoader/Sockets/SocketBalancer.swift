@@ -16,6 +16,7 @@ public struct SocketBalancer: DataplaneEngine {
   private let pins: PinFolder
   private let owners: SocketOwners
   private let isAlone: Bool
+  private let attaches: Bool
   private var lists = RangeLists()
   public let features: KernelFeatures
 
@@ -27,10 +28,14 @@ public struct SocketBalancer: DataplaneEngine {
   ///   - hostCookie: of the network namespace whose processes are the node's own.
   ///   - servesPods: whether pods' sockets are translated too.
   ///   - isAlone: whether there are no packet programs that share the maps.
-  public init(pins: PinFolder, cgroup: String, hostCookie: UInt64, servesPods: Bool = true, isAlone: Bool = true)
+  ///   - attaches: whether sockets are served at all; else only the maps are kept.
+  public init(
+    pins: PinFolder, cgroup: String, hostCookie: UInt64, servesPods: Bool = true, isAlone: Bool = true,
+    attaches: Bool = true
+  )
     throws(SystemError)
   {
-    (self.pins, self.isAlone) = (pins, isAlone)
+    (self.pins, self.isAlone, self.attaches) = (pins, isAlone, attaches)
     owners = SocketOwners(hostCookie: hostCookie, servesPods: servesPods)
     links = CgroupLinks(pins: pins, cgroup: cgroup)
     features = .probe()
@@ -64,10 +69,10 @@ public struct SocketBalancer: DataplaneEngine {
     report.dumps += 7
     // Only now, so that the first connection that is asked about meets full tables.
     let attached = try links.attached(object.programNames)
-    for program in object.programNames where !attached.contains(program) {
-      drift.append(Drift(.missing, "link \(program)"))
+    for program in object.programNames where attached.contains(program) != attaches {
+      drift.append(Drift(attaches ? .missing : .extra, "link \(program)"))
     }
-    try links.attach(object)
+    if attaches { try links.attach(object) } else { try links.detach(object) }
     if isAlone { try MapPins(pins: pins).removeOthers(than: [object]) }
     return (report, drift)
   }
@@ -75,8 +80,8 @@ public struct SocketBalancer: DataplaneEngine {
   public mutating func verify(_ tables: Tables) throws(SystemError) -> [Drift] {
     var drift = Self.drift(try read(), SocketTable(tables, lists: lists, owners: owners))
     let attached = try links.attached(object.programNames)
-    for program in object.programNames where !attached.contains(program) {
-      drift.append(Drift(.missing, "link \(program)"))
+    for program in object.programNames where attached.contains(program) != attaches {
+      drift.append(Drift(attaches ? .missing : .extra, "link \(program)"))
     }
     return drift
   }
@@ -86,7 +91,7 @@ public struct SocketBalancer: DataplaneEngine {
   /// Detaches and removes what any build of ours has pinned there.
   public static func cleanUp(_ pins: PinFolder) throws(SystemError) {
     let names = pins.names
-    for prefix in [CgroupLinks.prefix, MapPins.prefix] {
+    for prefix in [DeviceLinks.prefix, CgroupLinks.prefix, MapPins.prefix] {
       for name in names where name.hasPrefix(prefix) { try pins.remove(name) }
     }
     pins.removeFolder()
