@@ -102,6 +102,8 @@ struct AgentOptions: ParsableArguments {
   var liveFlows: LiveFlows?
   @Option(help: "Bits of conntrack marks that are Sluice's, as one number: at least 8, adjacent (default 0xfffff000).")
   var conntrackMarkMask: MarkMask?
+  @Option(help: "Keep other programs from changing our nftables tables, where the kernel can: true (default) or false.")
+  var ownTables: Bool?
   @Option(help: "Whose connections to Services are translated at the socket, by eBPF: off (default), host or all.")
   var socketLb: SocketLB?
   @Option(help: "Folder in a BPF file system for what stays while no agent runs (default /sys/fs/bpf/sluice).")
@@ -130,6 +132,7 @@ struct AgentConfiguration: Sendable {
   var podWait: Int
   var keepsEstablished: Bool
   var conntrackMarkMask: UInt32
+  var ownsTables: Bool
   var socketLB: SocketLB
   var bpffs: String
   /// nil: the root of the hierarchy.
@@ -162,6 +165,7 @@ struct AgentConfiguration: Sendable {
     conntrackMarkMask =
       try (flags.conntrackMarkMask ?? file.value("conntrackMarkMask"))?.bits
       ?? NFTablesEngine.defaultMarkMask
+    ownsTables = try flags.ownTables ?? file.value("ownTables") ?? true
     socketLB = try flags.socketLb ?? file.value("socketLb") ?? .off
     bpffs = try flags.bpffs ?? file.string("bpffs") ?? SocketLB.defaultFolder
     guard bpffs.hasPrefix("/"), bpffs.utf8.count > 1 else {
@@ -192,7 +196,7 @@ struct ConfigFile {
   private static let known: Set<String> = [
     "nodeName", "manifests", "engine", "stateDir", "runDir", "socket", "metricsAddress", "healthzAddress",
     "clusterCidr", "nodeportAddresses", "cniConfDir", "masqueradeEgress", "verifyInterval", "logLevel", "podWait",
-    "liveFlows", "conntrackMarkMask", "socketLb", "bpffs", "cgroup",
+    "liveFlows", "conntrackMarkMask", "ownTables", "socketLb", "bpffs", "cgroup",
   ]
 
   init() {}

@@ -57,6 +57,8 @@ actor Reconciler {
   var problems: [String: [ObjectProblem]] = [:]
   var ignoredKinds: [String: Int] = [:]
   var lastFailure: String?
+  /// Who may change our tables in the kernel, as of the last resync.
+  var tableAccess: TableAccess?
   var nodeWarned = false
   let startedAt = time(nil)
   var nextTick: ContinuousClock.Instant?
@@ -77,7 +79,10 @@ actor Reconciler {
     self.logger = logger
     state = ClusterState(ownNodeName: configuration.nodeName)
     engine = try NFTablesEngine(
-      markMask: configuration.conntrackMarkMask, keepsEstablished: configuration.keepsEstablished)
+      markMask: configuration.conntrackMarkMask, keepsEstablished: configuration.keepsEstablished,
+      ownership: configuration.ownsTables ? .owned : .shared)
+    // At once, not only when everything has been read: until then anybody could still delete them.
+    try engine.takeOwnership(patience: .seconds(1))
     let numbering = try NumberJournal(
       path: configuration.stateDir + "/service-numbers", floor: try engine.largestServiceNumber())
     compiler = ServiceCompiler(
