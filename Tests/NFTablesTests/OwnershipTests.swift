@@ -39,16 +39,23 @@ import Testing
     "add table ip sluice { flags dormant; }",
   ]
 
-  @Test("the tables have the flags that the kernel can: both or none, never an owner alone")
+  @Test("the tables have the flags that the kernel can: never an owner without persistence")
   func flagsOfNewTables() throws {
     try inNode { findings in
-      var engine = try NFTablesEngine()
-      findings.expect(try engine.tableAccess() == nil, "before there are tables")
-      _ = try engine.resync(Self.tables)
-      let expected: TableFlags = Self.kernelOwns ? [.owner, .persist] : []
-      findings.expect(Self.flags() == [expected, expected], "\(Self.flags())")
-      findings.expect(try engine.tableAccess() == (Self.kernelOwns ? .owned : .unsupported), "access")
-      findings.expect(try !run("nft list tables").output.contains("trial"), "the trial left a table")
+      let asked: [(TableOwnership, TableFlags, TableAccess)] = [
+        (.owned, [.owner, .persist], .owned), (.shared, .persist, .shared),
+      ]
+      for (ownership, flags, access) in asked {
+        var engine = try NFTablesEngine(ownership: ownership)
+        findings.expect(try engine.tableAccess() == nil, "\(ownership): before there are tables")
+        _ = try engine.resync(Self.tables)
+        let expected = Self.kernelOwns ? flags : []
+        findings.expect(Self.flags() == [expected, expected], "\(ownership): \(Self.flags())")
+        let found = try engine.tableAccess()
+        findings.expect(found == (Self.kernelOwns || ownership == .shared ? access : .unsupported), "\(ownership)")
+        try engine.cleanUp()
+      }
+      findings.expect(try run("nft list tables").output == "", "the trial left a table")
     }
   }
 
