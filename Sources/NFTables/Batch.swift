@@ -82,8 +82,8 @@ struct Batch: ~Copyable {
     }
     for operation in operations {
       switch operation {
-      case .addTable(let family): table(NFT_MSG_NEWTABLE, family, flags: NLM_F_CREATE)
-      case .deleteTable(let family): table(NFT_MSG_DELTABLE, family, flags: 0)
+      case .addTable(let family, let flags): addTable(Layout.tableName, family, flags)
+      case .deleteTable(let family): deleteTable(family)
       case .addMap(let family, let map): addMap(MapSpec(map, family), family)
       case .addChain(let family, let chain): addChain(chain, family)
       case .replaceRules(let family, let chain): replaceRules(chain, family)
@@ -108,14 +108,21 @@ struct Batch: ~Copyable {
     var map: MapName
   }
 
-  private mutating func table(_ type: nf_tables_msg_types, _ family: IPFamily, flags: Int32) {
-    message(Int(type.rawValue), family: family, flags: flags, object: "table \(family)") { header in
-      guard let table = nftnl_table_alloc() else { return }
-      defer { nftnl_table_free(table) }
-      nftnl_table_set_str(table, UInt16(NFTNL_TABLE_NAME.rawValue), Layout.tableName)
-      nftnl_table_set_u32(table, UInt16(NFTNL_TABLE_FAMILY.rawValue), family.nfproto)
-      nftnl_table_nlmsg_build_payload(header, table)
+  mutating func addTable(_ name: String, _ family: IPFamily, _ flags: TableFlags) {
+    message(
+      Int(NFT_MSG_NEWTABLE.rawValue), family: family, flags: NLM_F_CREATE, object: "table \(family.tableFamily) \(name)"
+    ) { header in
+      mnl_attr_put_strz(header, UInt16(NFTA_TABLE_NAME.rawValue), name)
+      // libnftnl would do, but for a table without flags: that must not ask for a change of those it has.
+      if !flags.isEmpty { mnl_attr_put_u32(header, UInt16(NFTA_TABLE_FLAGS.rawValue), flags.rawValue.bigEndian) }
     }
+  }
+
+  private mutating func deleteTable(_ family: IPFamily) {
+    message(
+      Int(NFT_MSG_DELTABLE.rawValue), family: family, flags: 0,
+      object: "table \(family.tableFamily) \(Layout.tableName)"
+    ) { header in mnl_attr_put_strz(header, UInt16(NFTA_TABLE_NAME.rawValue), Layout.tableName) }
   }
 
   private mutating func addMap(_ spec: MapSpec, _ family: IPFamily) {
@@ -263,14 +270,18 @@ struct Batch: ~Copyable {
 
   /// Ends the batch and hands its bytes over. The last message asks for an answer: without one we could not tell a
   /// success from a batch the kernel never saw.
-  mutating func finish(_ send: (UnsafeRawBufferPointer) throws -> Void) rethrows {
+  ///
+  /// - Parameter isTrial: leaves the end away. The kernel then works through everything, answers, and takes it back.
+  mutating func finish(isTrial: Bool = false, _ send: (UnsafeRawBufferPointer) throws -> Void) rethrows {
     if messages > 1 {
       let header = (memory.baseAddress.unsafelyUnwrapped + lastMessage).assumingMemoryBound(to: nlmsghdr.self)
       header.pointee.nlmsg_flags |= UInt16(NLM_F_ACK)
     }
-    let header = nftnl_batch_end(cursor, next())
-    used += Int(header?.pointee.nlmsg_len ?? 0)
-    messages += 1
+    if !isTrial {
+      let header = nftnl_batch_end(cursor, next())
+      used += Int(header?.pointee.nlmsg_len ?? 0)
+      messages += 1
+    }
     try send(UnsafeRawBufferPointer(rebasing: memory[..<used]))
   }
 }
@@ -278,4 +289,6 @@ struct Batch: ~Copyable {
 extension IPFamily {
   /// `NFPROTO_IPV4` or `NFPROTO_IPV6`.
   var nfproto: UInt32 { self == .v4 ? 2 : 10 }
+  /// As `nft` calls it.
+  var tableFamily: String { self == .v4 ? "ip" : "ip6" }
 }

@@ -8,7 +8,8 @@ import NetworkTypes
 /// The netlink socket to nf_tables of one network namespace: the one its opener was in.
 final class Connection {
   private let descriptor: FileDescriptor
-  private let portID: UInt32
+  /// This socket in the eyes of the kernel: who owns a table is told by it.
+  let portID: UInt32
   private var sequence: UInt32 = 1
   private var buffer = [UInt8](repeating: 0, count: 1 << 17)
   private(set) var report = Report()
@@ -63,17 +64,43 @@ final class Connection {
   // MARK: Transactions
 
   /// Runs operations as one transaction. The kernel works within the send call: all answers wait when it returns.
+  ///
+  /// - Throws: what the kernel refused; of a table that another socket owns, whose it is.
   func commit(_ operations: [Operation]) throws(NFTablesError) {
     guard !operations.isEmpty else { return }
     var batch = Batch(sequence: sequence)
     batch.append(operations)
+    do throws(NFTablesError) {
+      try send(&batch)
+    } catch  where error.errno == EPERM {
+      for family in IPFamily.allCases {
+        if let owner = try? ownTable(family)?.owner, owner != portID { throw .ownedByOther(family, owner) }
+      }
+      throw error
+    }
+  }
+
+  /// Whether the kernel knows these flags. Nothing is made.
+  func canMakeTable(with flags: TableFlags) throws(NFTablesError) -> Bool {
+    var batch = Batch(sequence: sequence)
+    // Of an existing table the kernel might refuse the change: a name that nobody has.
+    batch.addTable("\(Layout.tableName)-trial-\(portID)", .v4, flags)
+    do throws(NFTablesError) {
+      try send(&batch, isTrial: true)
+      return true
+    } catch  where error.errno == EOPNOTSUPP || error.errno == EINVAL {
+      return false
+    }
+  }
+
+  private func send(_ batch: inout Batch, isTrial: Bool = false) throws(NFTablesError) {
     var sent = false
-    batch.finish { bytes in
+    batch.finish(isTrial: isTrial) { bytes in
       sent = Self.retrying { calls.send(descriptor.number, bytes) } == bytes.count
     }
     let sendErrno = Glibc.errno
     sequence = batch.nextSequence
-    report.batches += 1
+    if !isTrial { report.batches += 1 }
     report.messages += batch.messages
     guard sent else {
       throw NFTablesError(operation: "send a batch of \(batch.byteCount) bytes", object: "", errno: sendErrno)

@@ -13,6 +13,9 @@ public struct NFTablesEngine: NodeEngine {
   /// Removals that wait for packets which may still look them up.
   private var deferred = DeferredRemovals()
   private var internalAddresses: [IPFamily: IPAddress] = [:]
+  let ownership: TableOwnership
+  /// What tables get that we make; nil until the kernel was asked what it can.
+  var newTableFlags: TableFlags?
   private let markMask: UInt32
   private let keepsEstablished: Bool
   /// What flows judged by the tables as they are carry in their mark; as found in the kernel, by family.
@@ -35,10 +38,13 @@ public struct NFTablesEngine: NodeEngine {
   ///   - markMask: bits of conntrack marks that nobody else uses, at least 8 of them, adjacent. A flow that was silent
   ///     while policies changed as often as they have values is not judged again.
   ///   - keepsEstablished: a flow that was allowed once goes on whatever policies say later.
+  ///   - ownership: who else may change the tables. Owned ones are this engine's for as long as it lives.
   public init(
-    markMask: UInt32 = NFTablesEngine.defaultMarkMask, keepsEstablished: Bool = false
+    markMask: UInt32 = NFTablesEngine.defaultMarkMask, keepsEstablished: Bool = false,
+    ownership: TableOwnership = .owned
   ) throws(NFTablesError) {
     connection = try Connection()
+    self.ownership = ownership
     self.markMask = markMask
     self.keepsEstablished = keepsEstablished
   }
@@ -94,6 +100,7 @@ public struct NFTablesEngine: NodeEngine {
   }
 
   public mutating func resync(_ tables: Tables) throws(NFTablesError) -> (report: ApplyReport, drift: [Drift]) {
+    try takeOwnership()
     keepCounts()
     // Whatever somebody else writes from now on is seen: what was read before that may be gone.
     lastGeneration = try connection.generation()
@@ -276,15 +283,21 @@ public struct NFTablesEngine: NodeEngine {
       kernel.maps[map.name.rawValue].map { $0 != KernelMap(map) } ?? false
     }
     let strangeChain = wanted.first { chain in kernel.chains[chain.name].map { $0.hook != chain.hook } ?? false }
-    if !kernel.exists || kernel.isDormant || strangeMap != nil || strangeChain != nil {
+    let flags = newTableFlags ?? []
+    // What was made without flags can never be owned. Where there is nothing to lose, another takes its place.
+    let canPersist = kernel.flags.contains(.persist) || !flags.contains(.persist)
+    let isBare = !canPersist && !layout.maps.contains { kernel.maps[$0.name.rawValue] != nil }
+    if !kernel.exists || kernel.flags.contains(.dormant) || strangeMap != nil || strangeChain != nil || isBare {
       let strange =
-        kernel.isDormant
-        ? "dormant" : strangeMap.map { "map \($0.name.rawValue)" } ?? strangeChain.map { "chain \($0.name)" }
+        kernel.flags.contains(.dormant)
+        ? "dormant"
+        : strangeMap.map { "map \($0.name.rawValue)" } ?? strangeChain.map { "chain \($0.name)" }
+          ?? (isBare ? "without maps" : nil)
       drift.add(
         kernel.exists ? .different : .missing, "table \(name) \(Layout.tableName)\(strange.map { ": \($0)" } ?? "")")
       // A map of another key, or a chain on another hook, cannot be changed in place: one transaction makes all anew.
       if kernel.exists { structure.append(.deleteTable(family)) }
-      structure.append(.addTable(family))
+      structure.append(.addTable(family, flags))
       structure += layout.maps.map { .addMap(family, $0.name) } + wanted.map { .addChain(family, $0) }
       return []
     }
@@ -364,7 +377,7 @@ public struct NFTablesEngine: NodeEngine {
     deferred.add(plan.later)
   }
 
-  private mutating func commit(_ operations: [Operation]) throws(NFTablesError) {
+  mutating func commit(_ operations: [Operation]) throws(NFTablesError) {
     guard !operations.isEmpty else { return }
     let ending = countsEnded(by: operations)
     try connection.commit(operations)

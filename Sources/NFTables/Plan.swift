@@ -3,7 +3,8 @@ import NetworkTypes
 
 /// What one netlink message, or a few, will do. Printable: plan tests compare text.
 enum Operation: Sendable, Hashable, CustomStringConvertible {
-  case addTable(IPFamily)
+  /// Makes a table; where there is one, gives it these flags.
+  case addTable(IPFamily, TableFlags)
   case deleteTable(IPFamily)
   case addMap(IPFamily, MapName)
   /// By name: of what somebody else put into our table.
@@ -18,7 +19,7 @@ enum Operation: Sendable, Hashable, CustomStringConvertible {
   var description: String {
     func table(_ family: IPFamily) -> String { family == .v4 ? "ip" : "ip6" }
     return switch self {
-    case .addTable(let family): "add table \(table(family))"
+    case .addTable(let family, _): "add table \(table(family))"
     case .deleteTable(let family): "delete table \(table(family))"
     case .addMap(let family, let map): "add map \(table(family)) \(map.rawValue)"
     case .deleteMap(let family, let map): "delete map \(table(family)) \(map)"

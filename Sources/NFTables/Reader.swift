@@ -6,12 +6,19 @@ import NetworkTypes
 /// What the kernel has of one family's table, elements apart.
 struct KernelTable {
   var exists = false
-  /// Switched off as a whole (NFT_TABLE_F_DORMANT): it looks right, and no packet meets it.
-  var isDormant = false
+  var flags: TableFlags = []
   /// Chain name -> its rules in libnftnl's words, and its hook.
   var chains: [String: (hook: HookSpec?, rules: [String])] = [:]
   /// Map name -> flags, key type, key length.
   var maps: [String: KernelMap] = [:]
+}
+
+/// What the kernel has of a table itself.
+struct KernelTableHeader {
+  var name = ""
+  var flags: TableFlags = []
+  /// The port ID of the socket that owns it.
+  var owner: UInt32?
 }
 
 struct KernelMap: Equatable {
@@ -33,16 +40,22 @@ extension Connection {
   /// Names of all tables of a family, other people's too.
   func tableNames(_ family: IPFamily) throws(NFTablesError) -> [String] { try tables(family).map(\.name) }
 
-  private func tables(_ family: IPFamily) throws(NFTablesError) -> [(name: String, isDormant: Bool)] {
-    var tables: [(name: String, isDormant: Bool)] = []
+  /// Our table of that family, nil where there is none.
+  func ownTable(_ family: IPFamily) throws(NFTablesError) -> KernelTableHeader? {
+    try tables(family).first { $0.name == Layout.tableName }
+  }
+
+  private func tables(_ family: IPFamily) throws(NFTablesError) -> [KernelTableHeader] {
+    var tables: [KernelTableHeader] = []
     try request(Int(NFT_MSG_GETTABLE.rawValue), family: family.nfproto, dump: true, attributes: []) { message in
-      var table = (name: "", isDormant: false)
+      var table = KernelTableHeader()
       message.forEachAttribute(skipping: 4) { type, value in
         if type == NFTA_TABLE_NAME.rawValue {
           table.name = String(decoding: value.prefix { $0 != 0 }, as: UTF8.self)
         } else if type == NFTA_TABLE_FLAGS.rawValue, value.count >= 4 {
-          let flags = UInt32(bigEndian: value.loadUnaligned(as: UInt32.self))
-          table.isDormant = flags & UInt32(NFT_TABLE_F_DORMANT.rawValue) != 0
+          table.flags = TableFlags(rawValue: UInt32(bigEndian: value.loadUnaligned(as: UInt32.self)))
+        } else if type == NFTA_TABLE_OWNER.rawValue, value.count >= 4 {
+          table.owner = UInt32(bigEndian: value.loadUnaligned(as: UInt32.self))
         }
       }
       tables.append(table)
@@ -65,8 +78,8 @@ extension Connection {
 
   func readTable(_ family: IPFamily) throws(NFTablesError) -> KernelTable {
     var table = KernelTable()
-    guard let found = try tables(family).first(where: { $0.name == Layout.tableName }) else { return table }
-    (table.exists, table.isDormant) = (true, found.isDormant)
+    guard let found = try ownTable(family) else { return table }
+    (table.exists, table.flags) = (true, found.flags)
     try request(Int(NFT_MSG_GETCHAIN.rawValue), family: family.nfproto, dump: true, attributes: []) { message in
       guard let chain = nftnl_chain_alloc() else { return }
       defer { nftnl_chain_free(chain) }

@@ -102,10 +102,11 @@ struct AgentOptions: ParsableArguments {
   var liveFlows: LiveFlows?
   @Option(help: "Bits of conntrack marks that are Sluice's, as one number: at least 8, adjacent (default 0xfffff000).")
   var conntrackMarkMask: MarkMask?
+  @Option(help: "Keep other programs from changing our nftables tables, where the kernel can: true (default) or false.")
+  var ownTables: Bool?
   @Option(
     help:
-      "Whose connections to Services are translated at the socket, by eBPF: off, host or all (default: off, of the ebpf engine all)."
-  )
+      "Connections to Services translated at the socket, by eBPF: off, host or all (default: off; engine ebpf: all).")
   var socketLb: SocketLB?
   @Option(help: "Folder in a BPF file system for what stays while no agent runs (default /sys/fs/bpf/sluice).")
   var bpffs: String?
@@ -133,6 +134,7 @@ struct AgentConfiguration: Sendable {
   var podWait: Int
   var keepsEstablished: Bool
   var conntrackMarkMask: UInt32
+  var ownsTables: Bool
   var socketLB: SocketLB
   var bpffs: String
   /// nil: the root of the hierarchy.
@@ -165,6 +167,7 @@ struct AgentConfiguration: Sendable {
     conntrackMarkMask =
       try (flags.conntrackMarkMask ?? file.value("conntrackMarkMask"))?.bits
       ?? NFTablesEngine.defaultMarkMask
+    ownsTables = try flags.ownTables ?? file.value("ownTables") ?? true
     socketLB = try flags.socketLb ?? file.value("socketLb") ?? (engine == .ebpf ? .all : .off)
     bpffs = try flags.bpffs ?? file.string("bpffs") ?? SocketLB.defaultFolder
     guard bpffs.hasPrefix("/"), bpffs.utf8.count > 1 else {
@@ -195,7 +198,7 @@ struct ConfigFile {
   private static let known: Set<String> = [
     "nodeName", "manifests", "engine", "stateDir", "runDir", "socket", "metricsAddress", "healthzAddress",
     "clusterCidr", "nodeportAddresses", "cniConfDir", "masqueradeEgress", "verifyInterval", "logLevel", "podWait",
-    "liveFlows", "conntrackMarkMask", "socketLb", "bpffs", "cgroup",
+    "liveFlows", "conntrackMarkMask", "ownTables", "socketLb", "bpffs", "cgroup",
   ]
 
   init() {}

@@ -5,14 +5,21 @@ import Netlink
 
 /// `sluice-agent --cleanup`: nothing of Sluice stays on the node. Pods that are attached stay attached.
 enum Cleanup {
+  /// Throws before anything is removed where an agent runs; else removes what it can, and throws what it could not.
   static func run(stateDir: String, runDir: String, cniConfDir: String?, bpffs: String) throws {
+    try AgentLock.expectFree(runDir)
     var failures: [String] = []
     func attempt(_ what: String, _ body: () throws -> Void) {
       do { try body() } catch { failures.append("\(what): \(error)") }
     }
-    attempt("nftables") {
+    do {
       var engine = try NFTablesEngine()
       try engine.cleanUp()
+    } catch  where error.isAboutOwner {
+      // An agent with another run directory.
+      throw error
+    } catch {
+      failures.append("nftables: \(error)")
     }
     attempt("sockets") { try SocketLB.removeLeftOvers(bpffs) }
     attempt("routes") {

@@ -8,8 +8,11 @@ enum PacketPath {
   static func start(_ configuration: AgentConfiguration) throws -> (engine: any NodeEngine, sockets: SocketBalancer?) {
     switch configuration.engine {
     case .nftables:
-      let engine = try NFTablesEngine(
-        markMask: configuration.conntrackMarkMask, keepsEstablished: configuration.keepsEstablished)
+      var engine = try NFTablesEngine(
+        markMask: configuration.conntrackMarkMask, keepsEstablished: configuration.keepsEstablished,
+        ownership: configuration.ownsTables ? .owned : .shared)
+      // At once, not only when everything has been read: until then anybody could still delete them.
+      try engine.takeOwnership(patience: .seconds(1))
       return (engine, try SocketLB.start(configuration))
     case .ebpf:
       try BPFFileSystem.mount(for: configuration.bpffs)

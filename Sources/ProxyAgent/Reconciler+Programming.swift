@@ -204,6 +204,11 @@ extension Reconciler {
       resyncDelay = .milliseconds(100)
       lastVerified = clock.now
       metrics.lastSync = Self.wallClock()
+      if var tables = engine as? NFTablesEngine {
+        let access = try tables.tableAccess()
+        engine = tables
+        noteTableAccess(access)
+      }
       // What the failed change was about never got to the sockets.
       if why != "first sync" { resyncSockets(why) }
       if why != "first sync", !drift.isEmpty {
@@ -224,6 +229,24 @@ extension Reconciler {
       resyncDelay = min(resyncDelay * 2, .seconds(10))
       needsResync = false
       failed(error)
+    }
+  }
+
+  private func noteTableAccess(_ access: TableAccess?) {
+    defer { tableAccess = access }
+    guard let access, access != tableAccess else { return }
+    switch access {
+    case .owned, .shared: logger.info("tables", metadata: ["access": "\(access.rawValue)"])
+    case .unsupported:
+      logger.info(
+        "tables", metadata: ["access": "\(access.rawValue)", "why": "others can change them before Linux 6.9"])
+    case .inherited:
+      logger.warning(
+        "tables",
+        metadata: [
+          "access": "\(access.rawValue)",
+          "why": "made by a version without ownership: others can change them until they are made anew",
+        ])
     }
   }
 

@@ -60,6 +60,10 @@ extension Reconciler {
         "sluice_claim_conflicts", "Claims to addresses and ports that lost.",
         Double(compiler.conflicts(nodePortAddresses: tables.node.nodePortAddresses).count)
       ),
+      (
+        "sluice_tables_owned", "1 where nobody else can change our nftables tables.",
+        tableAccess == .owned ? 1 : 0
+      ),
       ("sluice_revision", "Number of the tables' last change.", Double(revision)),
     ]
     addPolicyMetrics(to: &metrics)
@@ -83,6 +87,7 @@ extension Reconciler {
       "dataplane": [
         "engine": .string(configuration.engine.rawValue), "ok": .bool(isReady), "revision": .int(Int64(revision)),
         "verifiedSecondsAgo": lastVerified.map { .int((clock.now - $0).components.seconds) } ?? .null,
+        "tables": tableAccess.map { .string($0.rawValue) } ?? .null,
         "socketFailure": socketFailure.map { .string($0) } ?? .null,
         "lastFailure": lastFailure.map { .string($0) } ?? .null, "repairs": .int(Int64(metrics.repairs)),
       ],

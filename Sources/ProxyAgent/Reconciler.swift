@@ -57,6 +57,8 @@ actor Reconciler {
   var problems: [String: [ObjectProblem]] = [:]
   var ignoredKinds: [String: Int] = [:]
   var lastFailure: String?
+  /// Who may change our tables in the kernel, as of the last resync.
+  var tableAccess: TableAccess?
   var nodeWarned = false
   let startedAt = time(nil)
   var nextTick: ContinuousClock.Instant?

@@ -59,7 +59,7 @@ struct SluiceAgent: AsyncParsableCommand {
     guard FileManager.default.fileExists(atPath: configuration.manifests) else {
       throw ValidationError("--manifests: \(configuration.manifests): no such folder")
     }
-    try refuseSecondAgent(configuration.runDir)
+    try AgentLock.take(configuration.runDir)
     try refuseOtherProxies()
     let reconciler = try Reconciler(configuration: configuration, logger: logger)
     for warning in NodeSettings(savedPath: configuration.stateDir + "/sysctls.json").apply() {
@@ -90,17 +90,6 @@ struct SluiceAgent: AsyncParsableCommand {
     try await group.run()
     await reconciler.stopHealthChecks()
     logger.info("stopped; the kernel keeps what it has")
-  }
-
-  /// A second agent would take the first one's socket away. The lock is the process's own: it ends with it, however that
-  /// ends, so the descriptor is left open.
-  private func refuseSecondAgent(_ runDir: String) throws {
-    let path = runDir + "/agent.lock"
-    let descriptor = open(path, O_CREAT | O_RDWR | O_CLOEXEC, 0o600)
-    guard descriptor >= 0 else { throw ValidationError("\(path): \(String(cString: strerror(errno)))") }
-    guard flock(descriptor, LOCK_EX | LOCK_NB) == 0 else {
-      throw ValidationError("another sluice-agent runs on this node: it holds \(path)")
-    }
   }
 
   /// Two proxies on one node answer for the same addresses.

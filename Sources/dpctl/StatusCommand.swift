@@ -61,6 +61,7 @@ struct StatusCommand: ParsableCommand {
       "Agent       OK        v\(agent.text("version")) up \(Self.duration(agent.number("uptimeSeconds"))) pid \(agent.text("pid")), \(agent.number("residentBytes") >> 20) MB",
       "Dataplane   \(plane["ok"]?.boolValue == true ? "OK      " : "FAILING ")  \(plane.text("engine")), revision \(plane.text("revision"))"
         + (plane["verifiedSecondsAgo"]?.intValue.map { " (verified \($0)s ago)" } ?? "")
+        + (plane["tables"]?.stringValue.map { ", tables \($0)" } ?? "")
         + ["lastFailure", "socketFailure"].compactMap { plane[$0]?.stringValue.map { ": \($0)" } }.joined(),
       "Source      \(source["synced"]?.boolValue == true ? (problems.isEmpty ? "OK      " : "DEGRADED") : "WAITING ")  \(source.text("kind")) \(source.text("path"))"
         + (problems.isEmpty ? "" : ", \(problems.count) objects ignored"),

@@ -67,8 +67,12 @@ struct BadInputTests {
   ]
 
   /// Runs `body` beside a Service that has to answer before and after, and with objects, agent and kernel in agreement.
-  private func withGoodService(_ purpose: String, _ body: (Lab, LabPod) throws -> Void) throws {
-    try LabHarness.withLab(LabHarness.configuration(purpose, nodes: 1)) { lab in
+  private func withGoodService(
+    _ purpose: String, agentArguments: [String] = [], _ body: (Lab, LabPod) throws -> Void
+  ) throws {
+    var configuration = LabHarness.configuration(purpose, nodes: 1)
+    configuration.agentArguments = agentArguments
+    try LabHarness.withLab(configuration) { lab in
       let client = try lab.addPod(PodSpec("shop", "client", node: "node1"))
       let backend = try lab.addPod(StaticService.backend("backend"))
       for service in [StaticService.echo("good", index: 1, nodePort: 30080), Self.victim] {
@@ -194,6 +198,7 @@ struct BadInputTests {
         (complete + ["--cluster-cidr", "10.0.0.0/33"], ["--cluster-cidr", "10.0.0.0/33"]),
         (complete + ["--nodeport-addresses", "eth0"], ["--nodeport-addresses", "eth0"]),
         (complete + ["--masquerade-egress", "perhaps"], ["--masquerade-egress", "perhaps"]),
+        (complete + ["--own-tables", "ours"], ["--own-tables", "ours"]),
         (complete + ["--verify-interval", "0"], ["--verify-interval"]),
         (complete + ["--log-level", "loud"], ["--log-level", "loud"]),
         (complete + ["--socket", "/run/" + String(repeating: "x", count: 110)], ["--socket", "107 bytes"]),
@@ -225,7 +230,7 @@ struct BadInputTests {
 
   @Test("of dpctl ends with the exit code operators expect: 0, 1, 2, 3, 4, 124")
   func exitCodes() throws {
-    try withGoodService("dpctl") { lab, _ in
+    try withGoodService("dpctl", agentArguments: LabHarness.sharedTables) { lab, _ in
       let cases: [(status: Int32, arguments: [String], expected: String)] = [
         (0, ["status"], "Agent"), (0, ["service", "list"], "shop/good"), (0, ["svc"], "shop/victim"),
         (0, ["service", "get", "shop/good", "-o", "json"], "10.96.0.1"), (0, ["service", "diff"], ""),

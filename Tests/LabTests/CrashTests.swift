@@ -131,7 +131,9 @@ struct CrashTests {
 
   @Test("(or rather one that lives) finds what others delete, repairs, counts and names it")
   func foreignHand() throws {
-    try LabHarness.withLab(LabHarness.configuration("foreign", nodes: 1)) { lab in
+    var configuration = LabHarness.configuration("foreign", nodes: 1)
+    configuration.agentArguments = LabHarness.sharedTables
+    try LabHarness.withLab(configuration) { lab in
       let world = try CrashWorld(lab)
       let address = try #require(world.pods[0].address(.v4))
       let listed = try lab.nft(on: Self.node, "list", "map", "ip", "sluice", "frontends").stdout

@@ -13,6 +13,11 @@ enum LabHarness {
 
   static let dpctl = "\(binDirectory)/dpctl"
 
+  static let nft = ["/usr/sbin/nft", "/sbin/nft"].first { (path: String) in access(path, X_OK) == 0 } ?? "nft"
+
+  /// For agents whose tables a test damages: owned ones it could not.
+  static let sharedTables = ["--own-tables", "false"]
+
   /// Labs need root and the built `dpctl`; tests that need more name it. Where somebody has said where the programs are,
   /// and in CI, a missing one fails the tests instead of skipping them.
   static func canRun(_ programs: String...) -> Bool {

@@ -18,9 +18,10 @@ extension PolicyBehaviour {
     /// A stranger whom the servers do not admit, one in a cage who may not go out, and a client who may: to a server on
     /// their own node and to one on another. Before and after `body` no policy is in force, and everything passes.
     static func run(
-      _ purpose: String, without absent: String? = nil, _ body: (PolicyStage, MustNotPassProber) throws -> Void
+      _ purpose: String, without absent: String? = nil, agentArguments: [String] = [],
+      _ body: (PolicyStage, MustNotPassProber) throws -> Void
     ) throws {
-      try PolicyStage.run(purpose) { stage in
+      try PolicyStage.run(purpose, agentArguments: agentArguments) { stage in
         for (name, node) in [("s/near", "node1"), ("s/far", "node2")] {
           try stage.pod(name, on: node, labels: ["role": "server"])
         }
@@ -104,9 +105,9 @@ extension PolicyBehaviour {
       }
     }
 
-    @Test("while others take elements out of our tables")
+    @Test("while others take elements out of our tables, where they are shared")
     func foreignElements() throws {
-      try Self.run("np-taken") { stage, prober in
+      try Self.run("np-taken", agentArguments: LabHarness.sharedTables) { stage, prober in
         let stranger = try stage.lab.pod(PodName("a", "stranger")).addresses
         let one = zip(["ip", "ip6"], stranger).map { ["delete", "element", $0, "sluice", "identities", "{ \($1) }"] }
         func flush(_ map: String, kind: String = "map") -> [[String]] {
@@ -125,9 +126,13 @@ extension PolicyBehaviour {
       }
     }
 
-    @Test("once the agent has seen that others deleted its rules; until then everything does, and it sees it soon")
+    @Test(
+      """
+      where tables are shared, once the agent has seen that others deleted its rules; until then everything does, and it \
+      sees it soon
+      """)
     func foreignRules() throws {
-      try Self.run("np-deleted") { stage, prober in
+      try Self.run("np-deleted", agentArguments: LabHarness.sharedTables) { stage, prober in
         func both(_ command: String...) -> [[String]] {
           ["ip", "ip6"].map { family in command.map { $0 == "FAMILY" ? family : $0 } }
         }

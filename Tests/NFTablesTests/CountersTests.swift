@@ -168,7 +168,7 @@ import Testing
   func repair() throws {
     try inRig { rig, findings in
       let scene = CountingScene()
-      var engine = try NFTablesEngine()
+      var engine = try NFTablesEngine(ownership: .shared)
       _ = try engine.resync(scene.tables)
       var sent: [ClauseKey: UInt64] = [:]
       var forged: UInt64 = 0

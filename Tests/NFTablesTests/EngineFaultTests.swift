@@ -76,6 +76,8 @@ import Testing
       let damage = Self.damages[index]
       let tables = KernelTests.tables()
       var engine = try NFTablesEngine()
+      // Where tables can be owned, nobody can do any of this: OwnershipTests.
+      _ = KernelWithoutPersist(engine)
       _ = try engine.resync(tables)
       findings.expect(try !engine.wasChangedByOthers(), "changed before anything happened")
       try Self.nft(damage.command)
@@ -130,7 +132,7 @@ import Testing
         var world = World(services: 12, using: &random)
         var tables = Tables()
         tables.apply(world.delta(from: tables))
-        var first = try NFTablesEngine()
+        var first = try NFTablesEngine(ownership: .shared)
         _ = try first.resync(tables)
         for _ in 0..<4 {
           world.change(using: &random)
@@ -139,7 +141,7 @@ import Testing
           _ = try first.apply(delta, tables: tables)
         }
         _ = try first.finishRemovals()
-        var second = try NFTablesEngine()
+        var second = try NFTablesEngine(ownership: .shared)
         let adopted = try second.resync(tables)
         findings.expect(adopted.drift == [] && adopted.report.batches == 0, "\(adopted)")
         for _ in 0..<4 {
@@ -195,7 +197,7 @@ import Testing
             origin: .outside, source: ip("203.0.113.77"), destination: ip("10.96.0.90"), proto: .udp,
             sourcePort: rig.nextPort(), destinationPort: 53))
       }
-      var first = try NFTablesEngine()
+      var first = try NFTablesEngine(ownership: .shared)
       _ = try first.resync(older)
       let before = try flow()
       usleep(20_000)
@@ -268,7 +270,7 @@ import Testing
   func refusal() throws {
     try inNode { findings in
       var tables = KernelTests.tables()
-      var engine = try NFTablesEngine()
+      var engine = try NFTablesEngine(ownership: .shared)
       _ = try engine.resync(tables)
       // Behind our back, somebody takes the element that the delta replaces.
       try Self.nft("delete element ip sluice backend-sets { 0x00000001 }")
@@ -295,7 +297,7 @@ import Testing
   func lostTable() throws {
     try inNode { findings in
       var tables = KernelTests.tables()
-      var engine = try NFTablesEngine()
+      var engine = try NFTablesEngine(ownership: .shared)
       _ = try engine.resync(tables)
       try Self.nft("delete table ip sluice")
       let delta = tables.change {

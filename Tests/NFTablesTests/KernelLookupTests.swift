@@ -121,7 +121,7 @@ import Testing
   func damage() throws {
     try inRig { rig, findings in
       let scene = CountingScene()
-      var engine = try NFTablesEngine()
+      var engine = try NFTablesEngine(ownership: .shared)
       _ = try engine.resync(scene.tables)
       let sent = scene.packet(.v4, 2, 1, .tcp, 81, rig)
       let packet = PolicyPacket(

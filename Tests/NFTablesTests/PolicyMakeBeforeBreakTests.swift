@@ -37,11 +37,11 @@ import Testing
   }
 
   /// The scene with its lanes: first packets of every kind, a live flow that is allowed, one that is denied by now.
-  static func stage(_ findings: inout Findings) throws -> Stage {
+  static func stage(_ findings: inout Findings, ownership: TableOwnership = .owned) throws -> Stage {
     var policies = Self.policies
     policies["passing"] = passing
     let scene = try PolicyScene(policies)
-    var node = try PolicyNode(scene.world)
+    var node = try PolicyNode(scene.world, ownership: ownership)
     var stream = PolicyStream(node.rig)
     for family in IPFamily.allCases {
       let (outsider, stranger) = (Self.outsider[family] ?? "", Self.stranger[family] ?? "")
@@ -221,7 +221,7 @@ import Testing
   @Test("transactions that the kernel refuses, and the mending: nothing allowed is lost, nothing denied passes")
   func refusals() throws {
     try inNode { findings in
-      var stage = try Self.stage(&findings)
+      var stage = try Self.stage(&findings, ownership: .shared)
       // Classes that differ by the labels of a pod that no lane uses.
       let spec = """
         {podSelector: {matchLabels: {app: api}}, ingress: [
@@ -292,7 +292,7 @@ import Testing
 
   private static func mend(_ damages: [Damage]) throws {
     try inNode { findings in
-      var stage = try stage(&findings)
+      var stage = try stage(&findings, ownership: .shared)
       for damage in damages {
         for family in ["ip", "ip6"] {
           let command = damage.command.replacing("TABLE", with: "\(family) sluice")

@@ -14,14 +14,19 @@ struct PolicyNode {
   private(set) var tables = Tables()
   var engine: NFTablesEngine
 
+  private let ownership: TableOwnership
+
   var world: PolicyWorld { compiled.world }
 
   /// - Parameters:
   ///   - keepsEstablished: the engine's option.
+  ///   - ownership: shared where the test changes tables behind the engine's back.
   ///   - extra: what else the tables are to say: Services, for instance.
   init(
-    _ world: PolicyWorld, keepsEstablished: Bool = false, extra: (inout TableDelta) -> Void = { _ in }
+    _ world: PolicyWorld, keepsEstablished: Bool = false, ownership: TableOwnership = .owned,
+    extra: (inout TableDelta) -> Void = { _ in }
   ) throws {
+    self.ownership = ownership
     let own = world.nodes.first { $0.name == world.ownNode }
     rig = try PolicyRig(nodeAddresses: own?.internalIPs ?? [])
     compiled = CompiledWorld(world)
@@ -29,7 +34,7 @@ struct PolicyNode {
     delta.ownAddresses.added = rig.ownAddresses
     extra(&delta)
     tables.apply(delta)
-    engine = try NFTablesEngine(keepsEstablished: keepsEstablished)
+    engine = try NFTablesEngine(keepsEstablished: keepsEstablished, ownership: ownership)
     try rig.follow(tables.node)
     _ = try engine.resync(tables)
   }
@@ -62,7 +67,7 @@ struct PolicyNode {
 
   /// Another engine takes over what it finds.
   mutating func restart() throws(NFTablesError) -> (report: ApplyReport, drift: [Drift]) {
-    engine = try NFTablesEngine()
+    engine = try NFTablesEngine(ownership: ownership)
     return try engine.resync(tables)
   }
 

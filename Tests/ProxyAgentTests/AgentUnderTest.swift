@@ -26,6 +26,8 @@ final class AgentUnderTest: Sendable {
     let options = try AgentOptions.parse([
       "--node-name", "node-1", "--manifests", manifests, "--state-dir", folder, "--run-dir", folder,
       "--socket", folder + "/agent.sock", "--pod-wait", "0",
+      // Some tests damage them.
+      "--own-tables", "false",
     ])
     let configuration = try AgentConfiguration(options) { _ in [] }
     namespace = try AnonymousNetworkNamespace()
