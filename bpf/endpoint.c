@@ -7,8 +7,7 @@
 #include "source.h"
 
 /* The first packet of a flow that the pod begins. */
-static __always_inline int begin_from_pod(struct __sk_buff *skb, struct work *work, const struct endpoint *endpoint,
-					  struct flow **flow)
+static __always_inline int begin_from_pod(struct __sk_buff *skb, struct work *work, const struct endpoint *endpoint)
 {
 	__u32 revision = current_state(STATE_REVISION);
 	__u32 flags = 0;
@@ -17,39 +16,37 @@ static __always_inline int begin_from_pod(struct __sk_buff *skb, struct work *wo
 	if (reason)
 		return reason;
 	work->judged = work->next;
-	work->is_live = 0;
-	reason = judge(skb, work, endpoint, endpoint_with(&work->judged.destination), false);
+	reason = judge_first(skb, work, endpoint, endpoint_with(&work->judged.destination), false);
 	if (reason)
 		return reason;
 	if (flags & FLOW_BALANCED) {
-		store_balanced(work, &work->set);
+		reason = store_balanced(work, &work->set);
+		if (reason)
+			return reason;
 		TELL(skb, work, EVENT_TRANSLATION, FILE_LB);
 		reason = rewrite(skb, work);
 		if (reason)
 			return reason;
 	}
-	*flow = begin_flow(work, flags | work->asked);
-	(*flow)->revision = revision;
-	store_flow(work);
-	return REASON_NONE;
+	return begin_flow(work, flags | work->asked, revision);
 }
 
 /* Into the pod that the packet is for, past the node's own stack; or to that, where it is for nobody here. */
-static __always_inline int send_on(struct __sk_buff *skb, struct work *work, const struct endpoint *from, __u32 flags)
+static __always_inline int send_on(struct __sk_buff *skb, struct work *work, const struct endpoint *from)
 {
-	bool answers = !!(flags & FLOW_FROM_SECOND) != !!work->from_second;
 	__u32 *device = bpf_map_lookup_elem(&pod_devices, work->kind == PACKET_ERROR ? &work->outer.destination :
 										       &work->packet.tuple.destination);
+	__u32 asked = is_answer(work) ? FLOW_ASKED_SENDER : FLOW_ASKED_RECEIVER;
 	struct endpoint *to;
 	int reason;
 
 	/* Who has not been asked is asked at its own device. */
-	if (!device || !(flags & (answers ? FLOW_ASKED_SENDER : FLOW_ASKED_RECEIVER)))
+	if (!device || !(work->flow.flags & asked))
 		return NEXT_PROGRAM;
 	to = bpf_map_lookup_elem(&endpoints, device);
 	if (!to || ((to->flags | from->flags) & ENDPOINT_IS_SHAPED) || work->packet.hops <= 1)
 		return NEXT_PROGRAM;
-	reason = translate_source(skb, work, flags, *device);
+	reason = translate_source(skb, work, *device);
 	if (reason)
 		return DROP(skb, work, reason, FILE_ENDPOINT);
 	if (decrement_hops(skb, &work->packet) || address_frame(skb, to))
@@ -63,16 +60,12 @@ int from_pod(struct __sk_buff *skb)
 	__u32 device = skb->ifindex;
 	struct endpoint *endpoint = bpf_map_lookup_elem(&endpoints, &device);
 	struct work *work = working_memory();
-	struct flow *flow;
 	__u8 macs[12];
-	__u32 flags;
 	int reason;
 
 	if (!work)
 		return TC_ACT_SHOT;
-	begin_event(work);
-	begin_layer(&work->packet, ETH_HLEN);
-	__builtin_memset(&work->next, 0, sizeof(work->next));
+	begin_work(work, ETH_HLEN);
 	if (!endpoint)
 		return DROP(skb, work, REASON_UNKNOWN_ENDPOINT, FILE_ENDPOINT);
 	if (bpf_skb_load_bytes(skb, 0, macs, sizeof(macs)))
@@ -90,57 +83,66 @@ int from_pod(struct __sk_buff *skb)
 		return DROP(skb, work, reason, FILE_PARSE);
 	if (!is_own_source(skb, &work->packet))
 		return DROP(skb, work, REASON_FORGED_SOURCE, FILE_SOURCE);
+	remember_fragment(&work->packet);
 	if (is_neighbour_discovery(&work->packet)) {
 		reason = check_neighbour_discovery(skb, work, endpoint);
-		return reason ? DROP(skb, work, reason, FILE_SOURCE) : NEXT_PROGRAM;
+		if (reason)
+			return DROP(skb, work, reason, FILE_SOURCE);
 	}
-	if (is_listener_report(&work->packet))
+	if ((is_neighbour_discovery(&work->packet) || is_listener_report(&work->packet)) && stays_on_link(&work->packet))
 		return NEXT_PROGRAM;
 
-	flow = enter(skb, work, &reason);
-	if (reason)
-		return DROP(skb, work, reason, FILE_NAT);
-	if (!flow) {
-		reason = begin_from_pod(skb, work, endpoint, &flow);
-		if (reason == REJECT_PACKET) {
-			TELL(skb, work, EVENT_REJECT, FILE_LB);
-			reason = refuse(skb, work);
-			if (!reason)
-				return bpf_redirect_peer(device, 0);
-		}
-		if (reason || !flow)
-			return DROP(skb, work, reason, FILE_ENDPOINT);
-	} else {
-		reason = judge_again(skb, work, flow, endpoint, true);
+	if (enter(skb, work, true, &reason)) {
+		if (reason)
+			return DROP(skb, work, reason, FILE_NAT);
+		reason = judge_again(skb, work, endpoint, true);
 		if (reason)
 			return DROP(skb, work, reason, FILE_POLICY);
-		follow_flow(work, flow);
+		follow_flow(work);
+		return send_on(skb, work, endpoint);
 	}
-	flags = flow->flags;
-	return send_on(skb, work, endpoint, flags);
+	reason = begin_from_pod(skb, work, endpoint);
+	if (reason == REJECT_PACKET) {
+		TELL(skb, work, EVENT_REJECT, FILE_LB);
+		reason = refuse(skb, work);
+		if (!reason)
+			return bpf_redirect_peer(device, 0);
+	}
+	if (reason)
+		return DROP(skb, work, reason, FILE_ENDPOINT);
+	return send_on(skb, work, endpoint);
+}
+
+/*
+ * An origin, not an address: what was generated on this node came in by no device. Nor do IPv6 packets seem to that were
+ * put together from fragments, so the source has to be this node's as well.
+ */
+static __always_inline bool is_from_host(struct __sk_buff *skb, const struct layer *packet)
+{
+	return !skb->ingress_ifindex && ((address_flags(&packet->tuple.source) & ADDRESS_IS_OWN) ||
+					 (packet->family == FAMILY_V6 && is_link_local(&packet->tuple.source)));
+}
+
+/* Only this node sends from its own addresses, and only its pods from theirs: those packets have a flow by now. */
+static __always_inline bool is_forged(const struct layer *packet)
+{
+	return (address_flags(&packet->tuple.source) & ADDRESS_IS_OWN) || endpoint_with(&packet->tuple.source);
 }
 
 /* The first packet of a flow to the pod that did not begin at another pod of this node. */
-static __always_inline int begin_to_pod(struct __sk_buff *skb, struct work *work, const struct endpoint *endpoint,
-					struct flow **flow)
+static __always_inline int begin_to_pod(struct __sk_buff *skb, struct work *work, const struct endpoint *endpoint)
 {
 	__u32 revision = current_state(STATE_REVISION);
-	/* An origin, not an address: what was generated on this node came in by no device. */
-	bool from_host = !skb->ingress_ifindex;
+	bool from_host = is_from_host(skb, &work->packet);
 	int reason;
 
-	if (!from_host && ((address_flags(&work->packet.tuple.source) & ADDRESS_IS_OWN) ||
-			   endpoint_with(&work->packet.tuple.source)))
+	if (!from_host && is_forged(&work->packet))
 		return REASON_FORGED_SOURCE;
 	work->judged = work->packet.tuple;
-	work->is_live = 0;
-	reason = judge(skb, work, NULL, endpoint, from_host);
+	reason = judge_first(skb, work, NULL, endpoint, from_host);
 	if (reason)
 		return reason;
-	*flow = begin_flow(work, (from_host ? FLOW_FROM_HOST : 0) | work->asked);
-	(*flow)->revision = revision;
-	store_flow(work);
-	return REASON_NONE;
+	return begin_flow(work, (from_host ? FLOW_FROM_HOST : 0) | work->asked, revision);
 }
 
 SEC("tc")
@@ -149,14 +151,11 @@ int to_pod(struct __sk_buff *skb)
 	__u32 device = skb->ifindex;
 	struct endpoint *endpoint = bpf_map_lookup_elem(&endpoints, &device);
 	struct work *work = working_memory();
-	struct flow *flow;
 	int reason;
 
 	if (!work)
 		return TC_ACT_SHOT;
-	begin_event(work);
-	begin_layer(&work->packet, ETH_HLEN);
-	__builtin_memset(&work->next, 0, sizeof(work->next));
+	begin_work(work, ETH_HLEN);
 	if (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6))
 		return NEXT_PROGRAM;
 	if (!endpoint)
@@ -164,22 +163,24 @@ int to_pod(struct __sk_buff *skb)
 	reason = parse(skb, work, ETH_HLEN);
 	if (reason)
 		return DROP(skb, work, reason, FILE_PARSE);
+	remember_fragment(&work->packet);
 	/* The node's own; from elsewhere they are not routed. */
-	if (is_neighbour_discovery(&work->packet) && work->packet.hops == 255 && !skb->ingress_ifindex)
+	if (is_neighbour_discovery(&work->packet) && work->packet.hops == 255 && is_from_host(skb, &work->packet))
 		return NEXT_PROGRAM;
 
-	flow = meet(skb, work);
-	if (!flow) {
-		reason = begin_to_pod(skb, work, endpoint, &flow);
-		if (reason || !flow)
-			return DROP(skb, work, reason, FILE_ENDPOINT);
-	} else {
-		reason = judge_again(skb, work, flow, endpoint, false);
+	if (meet(skb, work)) {
+		if ((work->flow.flags & FLOW_FROM_HOST) && !is_answer(work) && skb->ingress_ifindex)
+			return DROP(skb, work, REASON_FORGED_SOURCE, FILE_ENDPOINT);
+		reason = judge_again(skb, work, endpoint, false);
 		if (reason)
 			return DROP(skb, work, reason, FILE_POLICY);
-		follow_flow(work, flow);
+		follow_flow(work);
+	} else {
+		reason = begin_to_pod(skb, work, endpoint);
+		if (reason)
+			return DROP(skb, work, reason, FILE_ENDPOINT);
 	}
-	reason = translate_source(skb, work, flow->flags, device);
+	reason = translate_source(skb, work, device);
 	if (reason)
 		return DROP(skb, work, reason, FILE_NAT);
 	return NEXT_PROGRAM;

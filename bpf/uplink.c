@@ -11,24 +11,22 @@ static __always_inline bool is_ip(const struct __sk_buff *skb)
 }
 
 /* The first packet of a flow: only what is for a Service is followed from here on. */
-static __always_inline int begin_from_wire(struct __sk_buff *skb, struct work *work, bool *is_balanced)
+static __always_inline int begin_from_wire(struct __sk_buff *skb, struct work *work)
 {
 	__u32 flags = 0;
 	int reason = find_service(work, ORIGIN_OUTSIDE, &flags);
 
-	*is_balanced = false;
 	if (reason || !(flags & FLOW_BALANCED))
 		return reason;
-	*is_balanced = true;
-	store_balanced(work, &work->set);
+	reason = store_balanced(work, &work->set);
+	if (reason)
+		return reason;
 	TELL(skb, work, EVENT_TRANSLATION, FILE_LB);
 	reason = rewrite(skb, work);
 	if (reason)
 		return reason;
 	/* Of no revision: a local backend's device judges it. */
-	begin_flow(work, flags);
-	store_flow(work);
-	return REASON_NONE;
+	return begin_flow(work, flags, 0);
 }
 
 SEC("tc")
@@ -37,30 +35,27 @@ int from_wire(struct __sk_buff *skb)
 	__u32 device = skb->ifindex;
 	struct uplink *uplink = bpf_map_lookup_elem(&uplinks, &device);
 	struct work *work = working_memory();
-	bool is_balanced;
-	struct flow *flow;
 	int reason;
 
 	if (!uplink || !work || !is_ip(skb))
 		return NEXT_PROGRAM;
-	begin_event(work);
-	__builtin_memset(&work->next, 0, sizeof(work->next));
+	begin_work(work, uplink->header_length);
 	/* What cannot be read is for the stack; it cannot get by a pod's device either. */
 	if (parse(skb, work, uplink->header_length))
 		return NEXT_PROGRAM;
 	if ((address_flags(&work->packet.tuple.source) & ADDRESS_IS_OWN) || endpoint_with(&work->packet.tuple.source))
 		return DROP(skb, work, REASON_FORGED_SOURCE, FILE_UPLINK);
+	remember_fragment(&work->packet);
 	if (is_neighbour_discovery(&work->packet))
 		return NEXT_PROGRAM;
 
-	flow = enter(skb, work, &reason);
-	if (reason)
-		return DROP(skb, work, reason, FILE_NAT);
-	if (flow) {
-		follow_flow(work, flow);
+	if (enter(skb, work, false, &reason)) {
+		if (reason)
+			return DROP(skb, work, reason, FILE_NAT);
+		follow_flow(work);
 		return NEXT_PROGRAM;
 	}
-	reason = begin_from_wire(skb, work, &is_balanced);
+	reason = begin_from_wire(skb, work);
 	if (reason == REJECT_PACKET) {
 		TELL(skb, work, EVENT_REJECT, FILE_LB);
 		reason = uplink->header_length == ETH_HLEN ? refuse(skb, work) : REASON_UNSUPPORTED;
@@ -72,19 +67,45 @@ int from_wire(struct __sk_buff *skb)
 	return NEXT_PROGRAM;
 }
 
+/*
+ * The node's own packets, mostly. Those to Services were translated at their socket; what is left has no endpoint, or
+ * comes from a socket that nobody translates.
+ */
+static __always_inline int leave_without_flow(struct __sk_buff *skb, struct work *work, const struct uplink *uplink,
+					      __u32 device)
+{
+	__u32 flags = 0;
+	int reason;
+
+	/* A pod's packets have a flow, unless a cache has lost it on their way through. */
+	if (endpoint_with(&work->packet.tuple.source) && leaves_cluster(&work->packet, &work->packet.tuple.destination))
+		return DROP(skb, work, REASON_NO_ROOM, FILE_UPLINK);
+	if (!(address_flags(&work->packet.tuple.source) & ADDRESS_IS_OWN) || skb->ingress_ifindex ||
+	    is_neighbour_discovery(&work->packet))
+		return NEXT_PROGRAM;
+	reason = find_service(work, ORIGIN_HOST, &flags);
+	if (flags & FLOW_BALANCED)
+		reason = REASON_UNSUPPORTED;
+	if (reason == REJECT_PACKET) {
+		TELL(skb, work, EVENT_REJECT, FILE_LB);
+		reason = uplink->header_length == ETH_HLEN ? refuse(skb, work) : REASON_UNSUPPORTED;
+		if (!reason)
+			return bpf_redirect(device, BPF_F_INGRESS);
+	}
+	return reason ? DROP(skb, work, reason, FILE_UPLINK) : NEXT_PROGRAM;
+}
+
 SEC("tc")
 int to_wire(struct __sk_buff *skb)
 {
 	__u32 device = skb->ifindex;
 	struct uplink *uplink = bpf_map_lookup_elem(&uplinks, &device);
 	struct work *work = working_memory();
-	struct flow *flow;
 	int reason;
 
 	if (!uplink || !work || !is_ip(skb))
 		return NEXT_PROGRAM;
-	begin_event(work);
-	__builtin_memset(&work->next, 0, sizeof(work->next));
+	begin_work(work, uplink->header_length);
 	reason = parse(skb, work, uplink->header_length);
 	if (reason) {
 		/* A pod's address must not go out where nobody knows it. */
@@ -92,11 +113,11 @@ int to_wire(struct __sk_buff *skb)
 			return DROP(skb, work, reason, FILE_PARSE);
 		return NEXT_PROGRAM;
 	}
-	flow = meet(skb, work);
-	if (!flow)
-		return NEXT_PROGRAM;
-	follow_flow(work, flow);
-	reason = translate_source(skb, work, flow->flags, device);
+	remember_fragment(&work->packet);
+	if (!meet(skb, work))
+		return leave_without_flow(skb, work, uplink, device);
+	follow_flow(work);
+	reason = translate_source(skb, work, device);
 	if (reason)
 		return DROP(skb, work, reason, FILE_NAT);
 	return NEXT_PROGRAM;

@@ -41,9 +41,11 @@ public struct NodeTable: Sendable, Equatable {
 
   public func isLocalPod(_ address: IPAddress) -> Bool { endpoint(with: address) != nil }
 
-  /// Two have one address where a finished pod's sandbox outlives it: the one that policy knows is meant.
+  /// Two have one address where a finished pod's sandbox outlives it: the one that policy knows is meant, and of two such
+  /// the first by its device's name.
   public func endpoint(with address: IPAddress) -> LocalEndpoint? {
     let all = endpoints.values.filter { $0.addresses.contains(address) }
-    return all.first { $0.subjects != nil } ?? all.first
+    let known = all.filter { $0.subjects != nil }
+    return (known.isEmpty ? all : known).min { $0.interface < $1.interface }
   }
 }

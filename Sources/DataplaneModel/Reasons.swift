@@ -12,6 +12,7 @@ public enum DropReason: String, Sendable, Hashable, CaseIterable {
   case fragment
   case masqueradePorts = "masquerade-ports"
   case unsupported
+  case noRoom = "no-room"
 
   /// What `walk` can say; the others are policy's and the packet path's own.
   public static let ofServices: [DropReason] = [
@@ -31,6 +32,7 @@ public enum DropReason: String, Sendable, Hashable, CaseIterable {
     case .malformed: "its headers cannot be read"
     case .fragment: "a fragment that came before the first one of its packet, or too long after it"
     case .masqueradePorts: "every port that a masqueraded flow could leave with is taken"
+    case .noRoom: "connection tracking could not take the flow"
     case .unsupported: "nothing that this engine handles: extension headers, an Ethernet type, SCTP to another port"
     }
   }

@@ -126,6 +126,11 @@ extension Reconciler {
     count(report)
     let reused = policies.takeReusedAddresses()
     if !reused.isEmpty { Task { await sweeper.end(flowsOf: reused) } }
+    if let packets = engine as? PacketEngine {
+      if !reused.isEmpty { try packets.end(flowsOf: reused) }
+      let stale = delta.staleFlows(after: tables, frontendsOf: { compiler.frontendKeys(of: $0) })
+      try packets.end(stale, nodeAddresses: tables.node.nodePortAddresses)
+    }
     if engine.hasDeferredRemovals { removalsDue = removalsDue ?? clock.now + .milliseconds(20) }
     endStaleFlows(delta)
     endStaleSockets(delta)

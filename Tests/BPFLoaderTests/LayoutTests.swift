@@ -80,7 +80,12 @@ import Testing
       "translation", TranslationLayout.self, ["to": \.to, "set": \.set, "is_masquerade": \.isMasquerade]),
     Wanted(
       "fragment_key", FragmentKeyLayout.self,
-      ["source": \.source, "destination": \.destination, "id": \.id, "proto": \.proto, "pad": \.pad1]),
+      ["source": \.source, "destination": \.destination, "id": \.id]),
+    Wanted(
+      "fragment", FragmentLayout.self,
+      [
+        "source_port": \.sourcePort, "destination_port": \.destinationPort, "proto": \.proto, "pad": \.pad1,
+      ]),
     Wanted(
       "event", EventLayout.self,
       [

@@ -8,9 +8,13 @@
 
 enum { DIRECTION_INGRESS, DIRECTION_EGRESS, DIRECTION_NONE };
 
-/* What `tell` adds to: a decision's own fields. */
-static __always_inline void begin_event(struct work *work)
+/* Of a packet of which nothing is known yet. */
+static __always_inline void begin_work(struct work *work, __u32 network)
 {
+	__builtin_memset(&work->packet, 0, sizeof(work->packet));
+	__builtin_memset(&work->next, 0, sizeof(work->next));
+	work->packet.network = network;
+	work->kind = PACKET_PLAIN;
 	work->event.attribution = 0;
 	work->event.clause = 0;
 	work->event.identity = 0;

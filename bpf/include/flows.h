@@ -70,96 +70,104 @@ static __always_inline bool begins_connection(const struct layer *packet)
 	       (packet->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST)) == TCP_SYN;
 }
 
-/* The live flow of `tuple`, whose key it leaves in working memory. */
-static __always_inline struct flow *find_flow(struct work *work, const struct tuple *tuple)
+/*
+ * The live flow of `tuple`: its key and a copy of it in working memory. A copy, because a cache may give an element's
+ * memory to another flow while we look at it.
+ */
+static __always_inline bool find_flow(struct work *work, const struct tuple *tuple)
 {
 	struct flow *flow;
 
 	work->from_second = order(&work->key, tuple);
+	work->is_attempt = 0;
 	flow = bpf_map_lookup_elem(&flows, &work->key);
-	if (!flow)
+	if (!flow) {
+		work->is_attempt = 1;
 		flow = bpf_map_lookup_elem(&attempts, &work->key);
+	}
 	if (!flow)
-		return NULL;
+		return false;
+	work->flow = *flow;
 	/* Another processor may have seen it later than our clock was read. */
-	if (bpf_ktime_get_ns() > flow->seen + lifetime(work->key.proto, flow))
-		return NULL;
+	if (bpf_ktime_get_ns() > work->flow.seen + lifetime(work->key.proto, &work->flow))
+		return false;
 	/* Ports are used again. */
-	if (flow->state == FLOW_CLOSING && work->kind == PACKET_PLAIN && begins_connection(&work->packet))
-		return NULL;
-	return flow;
+	return !(work->flow.state == FLOW_CLOSING && work->kind == PACKET_PLAIN && begins_connection(&work->packet));
 }
 
-static __always_inline bool is_answer(const struct work *work, const struct flow *flow)
+/* What was changed of a flow that was found; one that has gone meanwhile does not come back. */
+static __always_inline void save_flow(struct work *work)
 {
-	return !!(flow->flags & FLOW_FROM_SECOND) != !!work->from_second;
+	if (work->is_attempt)
+		bpf_map_update_elem(&attempts, &work->key, &work->flow, BPF_EXIST);
+	else
+		bpf_map_update_elem(&flows, &work->key, &work->flow, BPF_EXIST);
+}
+
+static __always_inline bool is_answer(const struct work *work)
+{
+	return !!(work->flow.flags & FLOW_FROM_SECOND) != !!work->from_second;
 }
 
 /* The flow's tuple as who began it sent it. */
-static __always_inline void original_tuple(struct tuple *to, const struct work *work, const struct flow *flow)
+static __always_inline void original_tuple(struct tuple *to, const struct work *work)
 {
-	if (flow->flags & FLOW_FROM_SECOND)
+	if (work->flow.flags & FLOW_FROM_SECOND)
 		reverse(to, &work->key);
 	else
 		*to = work->key;
 }
 
-/* A new flow of the packet's tuple, which nobody has judged. It takes the place of a dead one. */
-static __always_inline struct flow *begin_flow(struct work *work, __u32 flags)
+/* A new flow of the packet's tuple. It takes the place of a dead one. A reason where there is no room. */
+static __always_inline int begin_flow(struct work *work, __u32 flags, __u32 revision)
 {
-	struct flow *fresh = &work->fresh;
+	struct flow *flow = &work->flow;
 
-	__builtin_memset(fresh, 0, sizeof(*fresh));
+	__builtin_memset(flow, 0, sizeof(*flow));
 	work->from_second = order(&work->key, &work->packet.tuple);
-	fresh->seen = bpf_ktime_get_ns();
-	fresh->flags = flags | (work->from_second ? FLOW_FROM_SECOND : 0);
-	fresh->state = FLOW_OPENING;
-	return fresh;
-}
-
-static __always_inline void store_flow(struct work *work)
-{
+	work->is_attempt = 1;
+	flow->seen = bpf_ktime_get_ns();
+	flow->revision = revision;
+	flow->flags = flags | (work->from_second ? FLOW_FROM_SECOND : 0);
+	flow->state = FLOW_OPENING;
 	bpf_map_delete_elem(&flows, &work->key);
-	bpf_map_update_elem(&attempts, &work->key, &work->fresh, BPF_ANY);
+	return bpf_map_update_elem(&attempts, &work->key, flow, BPF_ANY) ? REASON_NO_ROOM : REASON_NONE;
 }
 
 /*
  * What a packet that was let through says of its flow. Times are written once a second: whoever writes takes the line
  * from all other processors.
  */
-static __always_inline void follow_flow(struct work *work, struct flow *flow)
+static __always_inline void follow_flow(struct work *work)
 {
 	const struct layer *packet = &work->packet;
+	struct flow *flow = &work->flow;
 	__u64 now = bpf_ktime_get_ns();
+	__u32 both = FLOW_FIRST_CLOSED | FLOW_SECOND_CLOSED;
+	__u8 state = flow->state, flags = flow->flags;
 
 	/* An error proves nothing. */
 	if (work->kind == PACKET_ERROR)
 		return;
 	if (packet->tuple.proto == IPPROTO_TCP && packet->fragment != FRAGMENT_LATER) {
-		if (packet->tcp_flags & TCP_RST) {
-			flow->state = FLOW_CLOSING;
-		} else if (packet->tcp_flags & TCP_FIN) {
+		if (packet->tcp_flags & TCP_FIN)
 			flow->flags |= work->from_second ? FLOW_SECOND_CLOSED : FLOW_FIRST_CLOSED;
-			if ((flow->flags & (FLOW_FIRST_CLOSED | FLOW_SECOND_CLOSED)) ==
-			    (FLOW_FIRST_CLOSED | FLOW_SECOND_CLOSED))
-				flow->state = FLOW_CLOSING;
-		}
+		if (packet->tcp_flags & TCP_RST || (flow->flags & both) == both)
+			flow->state = FLOW_CLOSING;
+		else if (state == FLOW_CLOSING && !(packet->tcp_flags & TCP_SYN))
+			/* The reset was not believed. */
+			flow->state = work->is_attempt ? FLOW_OPENING : FLOW_OPEN;
 	}
-	if (flow->seen + SECONDS < now)
+	if (flow->state == FLOW_OPENING && is_answer(work)) {
+		flow->state = FLOW_OPEN;
 		flow->seen = now;
-	if (flow->state == FLOW_OPENING && is_answer(work, flow)) {
-		work->fresh = *flow;
-		work->fresh.state = FLOW_OPEN;
-		work->fresh.seen = now;
-		bpf_map_update_elem(&flows, &work->key, &work->fresh, BPF_ANY);
+		bpf_map_update_elem(&flows, &work->key, flow, BPF_ANY);
 		bpf_map_delete_elem(&attempts, &work->key);
+		work->is_attempt = 0;
+	} else if (flow->seen + SECONDS < now || flow->state != state || flow->flags != flags) {
+		flow->seen = now;
+		save_flow(work);
 	}
-}
-
-static __always_inline void forget_flow(struct work *work)
-{
-	bpf_map_delete_elem(&flows, &work->key);
-	bpf_map_delete_elem(&attempts, &work->key);
 }
 
 #endif

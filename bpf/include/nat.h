@@ -18,6 +18,8 @@ const volatile __u16 first_masquerade_port = 61000;
 const volatile __u16 masquerade_ports = 4536;
 
 #define PORT_TRIES 32
+/* A prime, so that tries are spread. */
+#define PORT_STRIDE 1009
 
 static __always_inline struct translation *find_translation(struct work *work, const struct tuple *tuple, __u8 step)
 {
@@ -26,14 +28,32 @@ static __always_inline struct translation *find_translation(struct work *work, c
 	return bpf_map_lookup_elem(&translations, &work->lookup);
 }
 
-/* A balanced flow: `work->packet.tuple` becomes `work->next`. */
-static __always_inline void store_balanced(struct work *work, const struct set_key *set)
+static __always_inline bool same_tuple(const struct tuple *left, const struct tuple *right)
+{
+	return same_address(&left->source, &right->source) && same_address(&left->destination, &right->destination) &&
+	       left->source_port == right->source_port && left->destination_port == right->destination_port;
+}
+
+/*
+ * A balanced flow: `work->packet.tuple` becomes `work->next`. A reason where another connection of the client has that
+ * already: through another Service, or directly. Its next try may get another backend.
+ */
+static __always_inline int store_balanced(struct work *work, const struct set_key *set)
 {
 	struct translation *translation = &work->translation;
+	struct translation *known;
 
 	__builtin_memset(translation, 0, sizeof(*translation));
-	translation->to = work->next;
 	translation->set = *set;
+	if (work->packet.tuple.proto == IPPROTO_TCP && find_flow(work, &work->next)) {
+		reverse(&work->judged, &work->packet.tuple);
+		reverse(&work->lookup, &work->next);
+		work->lookup.step = STEP_SOURCE;
+		known = bpf_map_lookup_elem(&translations, &work->lookup);
+		if (!known || !same_tuple(&known->to, &work->judged))
+			return REASON_MASQUERADE_PORTS;
+	}
+	translation->to = work->next;
 	work->lookup = work->packet.tuple;
 	work->lookup.step = STEP_DESTINATION;
 	bpf_map_update_elem(&translations, &work->lookup, translation, BPF_ANY);
@@ -41,18 +61,26 @@ static __always_inline void store_balanced(struct work *work, const struct set_k
 	reverse(&work->lookup, &work->next);
 	work->lookup.step = STEP_SOURCE;
 	bpf_map_update_elem(&translations, &work->lookup, translation, BPF_ANY);
+	return REASON_NONE;
 }
+
+/* How long a connection that was closed keeps its masquerade port from others, in seconds. */
+#define CLOSED_PORT_SECONDS 10
 
 /* Whether the answers that `lookup` names belong to a flow that is over. Keeps the packet's own key. */
 static __always_inline bool is_abandoned(struct work *work, const struct translation *answers)
 {
 	struct flow *flow;
+	__u64 end;
 
 	order(&work->inner_next, &answers->to);
 	flow = bpf_map_lookup_elem(&flows, &work->inner_next);
 	if (!flow)
 		flow = bpf_map_lookup_elem(&attempts, &work->inner_next);
-	return !flow || bpf_ktime_get_ns() > flow->seen + lifetime(answers->to.proto, flow);
+	if (!flow)
+		return true;
+	end = flow->state == FLOW_CLOSING ? CLOSED_PORT_SECONDS * SECONDS : lifetime(answers->to.proto, flow);
+	return bpf_ktime_get_ns() > flow->seen + end;
 }
 
 /*
@@ -77,7 +105,7 @@ static __noinline int choose_masquerade(struct work *work)
 		if (i >= tries)
 			break;
 		if (has_choice) {
-			work->next.source_port = bpf_htons(first_masquerade_port + (start + i) % masquerade_ports);
+			work->next.source_port = bpf_htons(first_masquerade_port + (start + i * PORT_STRIDE) % masquerade_ports);
 			if (echo)
 				work->next.destination_port = work->next.source_port;
 		}
@@ -98,19 +126,24 @@ static __noinline int choose_masquerade(struct work *work)
 	return REASON_MASQUERADE_PORTS;
 }
 
-/* Sees to it that answers to `work->next` still find their way: a cache may have lost it. */
-static __always_inline void keep_answers(struct work *work)
+/*
+ * Sees to it that answers to `work->next` find their way to us: a cache may have lost it. false where they are another
+ * flow's by now.
+ */
+static __always_inline bool keep_answers(struct work *work)
 {
 	struct translation *translation = &work->translation;
+	struct translation *known;
 
-	reverse(&work->lookup, &work->next);
-	work->lookup.step = STEP_DESTINATION;
-	if (bpf_map_lookup_elem(&translations, &work->lookup))
-		return;
 	__builtin_memset(translation, 0, sizeof(*translation));
 	translation->is_masquerade = 1;
 	reverse(&translation->to, &work->packet.tuple);
-	bpf_map_update_elem(&translations, &work->lookup, translation, BPF_NOEXIST);
+	reverse(&work->lookup, &work->next);
+	work->lookup.step = STEP_DESTINATION;
+	known = bpf_map_lookup_elem(&translations, &work->lookup);
+	if (known)
+		return same_tuple(&known->to, &translation->to);
+	return !bpf_map_update_elem(&translations, &work->lookup, translation, BPF_NOEXIST);
 }
 
 /* Leaves this node's address of the packet's family in `address` where it has one for packets that leave by `device`. */
@@ -132,25 +165,24 @@ static __always_inline bool masquerade_address(__u32 device, __u8 family, struct
 }
 
 /*
- * The second half of translation, where a packet leaves: `flow` is its flow, and `device` the one it leaves by. A packet
+ * The second half of translation, where a packet of `work->flow` leaves by `device`. A packet
  * whose translation is lost must not go out as it is.
  */
-static __noinline int translate_source(struct __sk_buff *skb, struct work *work, __u32 flow_flags, __u32 device)
+static __noinline int translate_source(struct __sk_buff *skb, struct work *work, __u32 device)
 {
-	bool answers = !!(flow_flags & FLOW_FROM_SECOND) != !!work->from_second;
+	__u32 flow_flags = work->flow.flags;
+	bool answers = is_answer(work);
 	struct translation *known;
 	int reason;
 
 	if (answers ? !(flow_flags & FLOW_BALANCED) : !(flow_flags & FLOW_MASQUERADED))
 		return REASON_NONE;
 	known = find_translation(work, &work->packet.tuple, STEP_SOURCE);
-	if (known) {
+	if (known)
 		work->next = known->to;
-		if (known->is_masquerade)
-			keep_answers(work);
-	} else if (answers || work->kind == PACKET_ERROR) {
-		return REASON_MASQUERADE_PORTS;
-	} else {
+	if (!known || (known->is_masquerade && !keep_answers(work))) {
+		if (answers || work->kind == PACKET_ERROR)
+			return REASON_MASQUERADE_PORTS;
 		work->next = work->packet.tuple;
 		if (!masquerade_address(device, work->packet.family, &work->next.source))
 			return REASON_NONE;

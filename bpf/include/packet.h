@@ -14,7 +14,7 @@
 
 #define NEXT_PROGRAM TC_ACT_UNSPEC
 
-enum fragment { FRAGMENT_NONE, FRAGMENT_FIRST, FRAGMENT_LATER };
+enum fragment_place { FRAGMENT_NONE, FRAGMENT_FIRST, FRAGMENT_LATER };
 
 enum packet_kind {
 	PACKET_PLAIN,
@@ -64,8 +64,9 @@ struct work {
 	/* A look-up's key. */
 	struct tuple lookup;
 	struct translation translation;
-	__u32 pad;
-	struct flow fresh;
+	/* Whether the flow is one that nobody has answered. */
+	__u32 is_attempt;
+	struct flow flow;
 	struct event event;
 };
 

@@ -32,7 +32,7 @@ MAP(clauses, BPF_MAP_TYPE_PERCPU_HASH, BPF_F_NO_PREALLOC, struct clause_key, str
 CACHE(flows, struct tuple, struct flow, 1 << 18);
 CACHE(attempts, struct tuple, struct flow, 1 << 16);
 CACHE(translations, struct tuple, struct translation, 1 << 18);
-CACHE(fragments, struct fragment_key, struct ports, 1 << 12);
+CACHE(fragments, struct fragment_key, struct fragment, 1 << 14);
 
 /* What happened. */
 

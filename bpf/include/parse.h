@@ -53,7 +53,7 @@ static __always_inline enum reason read_v4(struct __sk_buff *skb, struct layer *
 
 	if (bpf_skb_load_bytes(skb, layer->network, &header, sizeof(header)))
 		return REASON_MALFORMED;
-	if (header.version != 4 || header.ihl < 5 || bpf_ntohs(header.tot_len) < header.ihl * 4)
+	if (header.version != 4 || header.ihl < 5 || (header.tot_len && bpf_ntohs(header.tot_len) < header.ihl * 4))
 		return REASON_MALFORMED;
 	layer->family = FAMILY_V4;
 	layer->tuple.source.words[2] = bpf_htonl(0xffff);
@@ -62,7 +62,8 @@ static __always_inline enum reason read_v4(struct __sk_buff *skb, struct layer *
 	layer->tuple.destination.words[3] = header.daddr;
 	layer->tuple.proto = header.protocol;
 	layer->transport = layer->network + header.ihl * 4;
-	layer->end = layer->network + bpf_ntohs(header.tot_len);
+	/* A segment over 64 KiB that is cut up later cannot say how long it is. */
+	layer->end = header.tot_len ? layer->network + bpf_ntohs(header.tot_len) : skb->len;
 	layer->hops = header.ttl;
 	layer->fragment_id = header.id;
 	offset = bpf_ntohs(header.frag_off);
@@ -82,7 +83,7 @@ struct extension {
 	__be32 fragment_id;
 };
 
-static __always_inline enum reason read_v6(struct __sk_buff *skb, struct layer *layer)
+static __always_inline enum reason read_v6(struct __sk_buff *skb, struct layer *layer, bool is_whole)
 {
 	struct extension extension;
 	struct ipv6hdr header;
@@ -95,7 +96,7 @@ static __always_inline enum reason read_v6(struct __sk_buff *skb, struct layer *
 	layer->family = FAMILY_V6;
 	__builtin_memcpy(&layer->tuple.source, &header.saddr, sizeof(struct address));
 	__builtin_memcpy(&layer->tuple.destination, &header.daddr, sizeof(struct address));
-	layer->end = layer->network + sizeof(header) + bpf_ntohs(header.payload_len);
+	layer->end = header.payload_len ? layer->network + sizeof(header) + bpf_ntohs(header.payload_len) : skb->len;
 	layer->hops = header.hop_limit;
 	next = header.nexthdr;
 	at = layer->network + sizeof(header);
@@ -103,7 +104,9 @@ static __always_inline enum reason read_v6(struct __sk_buff *skb, struct layer *
 		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS &&
 		    next != IPPROTO_FRAGMENT && next != IPPROTO_AH)
 			break;
-		if (bpf_skb_load_bytes(skb, at, &extension, sizeof(extension)))
+		/* What follows the packet in its frame is not the packet's. */
+		if ((is_whole && at + sizeof(extension) > layer->end) ||
+		    bpf_skb_load_bytes(skb, at, &extension, sizeof(extension)))
 			return REASON_MALFORMED;
 		if (next == IPPROTO_FRAGMENT) {
 			/* Where length and type of others are: zero, and the offset with its flags. */
@@ -170,22 +173,28 @@ static __always_inline bool is_listener_report(const struct layer *packet)
 /* An echo's identifier stands for both ports. */
 static __always_inline enum reason read_transport(struct __sk_buff *skb, struct layer *layer, bool is_whole)
 {
-	struct ports ports;
+	__be16 ports[2];
+	__u32 needed = 0;
 
 	switch (layer->tuple.proto) {
 	case IPPROTO_TCP:
 		/* What an error tells of a segment may end before its flags. */
 		if (is_whole && bpf_skb_load_bytes(skb, layer->transport + 13, &layer->tcp_flags, 1))
 			return REASON_MALFORMED;
+		needed = 20;
 		break;
 	case IPPROTO_UDP:
+		needed = 8;
+		break;
 	case IPPROTO_SCTP:
+		needed = 12;
 		break;
 	case IPPROTO_ICMP:
 	case IPPROTO_ICMPV6:
 		if (!is_icmp(layer))
 			return REASON_NONE;
-		if (bpf_skb_load_bytes(skb, layer->transport, &layer->icmp_type, 1))
+		if ((is_whole && layer->transport + 8 > layer->end) ||
+		    bpf_skb_load_bytes(skb, layer->transport, &layer->icmp_type, 1))
 			return REASON_MALFORMED;
 		if (is_echo(layer)) {
 			__be16 identifier;
@@ -199,36 +208,51 @@ static __always_inline enum reason read_transport(struct __sk_buff *skb, struct 
 	default:
 		return REASON_NONE;
 	}
-	if (bpf_skb_load_bytes(skb, layer->transport, &ports, sizeof(ports)))
+	if ((is_whole && layer->transport + needed > layer->end) ||
+	    bpf_skb_load_bytes(skb, layer->transport, ports, sizeof(ports)))
 		return REASON_MALFORMED;
-	layer->tuple.source_port = ports.source;
-	layer->tuple.destination_port = ports.destination;
+	layer->tuple.source_port = ports[0];
+	layer->tuple.destination_port = ports[1];
 	return REASON_NONE;
+}
+
+static __always_inline void fragment_key(struct fragment_key *key, const struct layer *layer)
+{
+	key->source = layer->tuple.source;
+	key->destination = layer->tuple.destination;
+	key->id = layer->fragment_id;
 }
 
 /* Later fragments are of the flow whose ports their first one had: one that overtakes it is dropped. */
 static __always_inline enum reason follow_fragments(struct layer *layer)
 {
-	struct fragment_key key = {
-		.source = layer->tuple.source,
-		.destination = layer->tuple.destination,
-		.id = layer->fragment_id,
+	struct fragment_key key = {};
+	struct fragment *first;
+
+	fragment_key(&key, layer);
+	first = bpf_map_lookup_elem(&fragments, &key);
+	if (!first)
+		return REASON_FRAGMENT;
+	layer->tuple.proto = first->proto;
+	layer->tuple.source_port = first->source_port;
+	layer->tuple.destination_port = first->destination_port;
+	return REASON_NONE;
+}
+
+/* Of a packet whose source is true: nobody else's fragments are touched by what one sends. */
+static __always_inline void remember_fragment(const struct layer *layer)
+{
+	struct fragment_key key = {};
+	struct fragment first = {
+		.source_port = layer->tuple.source_port,
+		.destination_port = layer->tuple.destination_port,
 		.proto = layer->tuple.proto,
 	};
-	struct ports *known, ports;
 
-	if (layer->fragment == FRAGMENT_FIRST) {
-		ports.source = layer->tuple.source_port;
-		ports.destination = layer->tuple.destination_port;
-		bpf_map_update_elem(&fragments, &key, &ports, BPF_ANY);
-		return REASON_NONE;
-	}
-	known = bpf_map_lookup_elem(&fragments, &key);
-	if (!known)
-		return REASON_FRAGMENT;
-	layer->tuple.source_port = known->source;
-	layer->tuple.destination_port = known->destination;
-	return REASON_NONE;
+	if (layer->fragment != FRAGMENT_FIRST)
+		return;
+	fragment_key(&key, layer);
+	bpf_map_update_elem(&fragments, &key, &first, BPF_ANY);
 }
 
 static __always_inline void begin_layer(struct layer *layer, __u32 network)
@@ -245,17 +269,12 @@ static __noinline int parse(struct __sk_buff *skb, struct work *work, __u32 netw
 
 	begin_layer(packet, network);
 	work->kind = PACKET_PLAIN;
-	reason = skb->protocol == bpf_htons(ETH_P_IP) ? read_v4(skb, packet) : read_v6(skb, packet);
+	reason = skb->protocol == bpf_htons(ETH_P_IP) ? read_v4(skb, packet) : read_v6(skb, packet, true);
 	if (reason)
 		return reason;
-	if (packet->fragment != FRAGMENT_LATER) {
-		reason = read_transport(skb, packet, true);
-		if (reason)
-			return reason;
-	}
-	if (packet->fragment != FRAGMENT_NONE)
+	if (packet->fragment == FRAGMENT_LATER)
 		return follow_fragments(packet);
-	return REASON_NONE;
+	return read_transport(skb, packet, true);
 }
 
 /* Reads the packet that an ICMP error is about; a reason where there is none to read. */
@@ -267,7 +286,7 @@ static __noinline int parse_about(struct __sk_buff *skb, struct work *work)
 	if (!is_icmp(&work->packet) || !is_error(&work->packet) || work->packet.fragment != FRAGMENT_NONE)
 		return REASON_UNSUPPORTED;
 	begin_layer(about, work->packet.transport + 8);
-	reason = work->packet.family == FAMILY_V4 ? read_v4(skb, about) : read_v6(skb, about);
+	reason = work->packet.family == FAMILY_V4 ? read_v4(skb, about) : read_v6(skb, about, false);
 	if (reason)
 		return reason;
 	if (about->fragment == FRAGMENT_LATER)

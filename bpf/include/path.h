@@ -11,30 +11,33 @@ const volatile bool keeps_established = false;
 /* The steps that all programs take, in the order in which a packet takes them. */
 
 /*
- * An ICMP error about a packet of a live flow belongs to that flow; its tuple is an answer's to that packet. Any other is a
- * packet like any.
+ * An ICMP error about a packet of a live flow belongs to that flow; its tuple is an answer's to that packet. It goes to
+ * who sent that packet, and a pod's comes from who got it; any other is a packet like any.
  */
-static __always_inline struct flow *find_error_flow(struct __sk_buff *skb, struct work *work, bool translates)
+static __always_inline bool find_error_flow(struct __sk_buff *skb, struct work *work, bool translates, bool from_pod)
 {
 	struct translation *translation;
-	struct flow *flow;
+	bool found;
 
 	if (parse_about(skb, work))
-		return NULL;
+		return false;
 	reverse(&work->next, &work->about.tuple);
-	flow = find_flow(work, &work->next);
-	if (!flow && translates) {
+	if (!same_address(&work->packet.tuple.destination, &work->next.destination) ||
+	    (from_pod && !same_address(&work->packet.tuple.source, &work->next.source)))
+		return false;
+	found = find_flow(work, &work->next);
+	if (!found && translates) {
 		translation = find_translation(work, &work->next, STEP_DESTINATION);
 		if (translation)
-			flow = find_flow(work, &translation->to);
+			found = find_flow(work, &translation->to);
 		work->is_translated = 1;
 	}
-	if (!flow)
-		return NULL;
+	if (!found)
+		return false;
 	work->kind = PACKET_ERROR;
 	work->outer = work->packet.tuple;
 	work->packet.tuple = work->next;
-	return flow;
+	return true;
 }
 
 /* A backend that serves no longer gets no more datagrams: conntrack of none can send them there. */
@@ -48,71 +51,95 @@ static __always_inline bool has_moved(const struct work *work, const struct tran
 
 /*
  * Where a packet comes in: its flow, found under the tuple that it has or the one that it is translated to, which it then
- * has. NULL where there is none: it is the first.
+ * has. false where there is none: it is the first.
  */
-static __always_inline struct flow *enter(struct __sk_buff *skb, struct work *work, int *reason)
+static __always_inline bool enter(struct __sk_buff *skb, struct work *work, bool from_pod, int *reason)
 {
 	struct translation *translation;
-	struct flow *flow = NULL;
+	bool found = false;
 
 	*reason = REASON_NONE;
 	work->is_translated = 0;
 	if (is_icmp(&work->packet) && is_error(&work->packet))
-		flow = find_error_flow(skb, work, true);
-	if (!flow) {
+		found = find_error_flow(skb, work, true, from_pod);
+	if (!found) {
 		work->is_translated = 0;
-		flow = find_flow(work, &work->packet.tuple);
+		found = find_flow(work, &work->packet.tuple);
 	}
-	if (flow && !work->is_translated)
-		return flow;
+	if (found && !work->is_translated)
+		return true;
 	translation = find_translation(work, &work->packet.tuple, STEP_DESTINATION);
 	if (!translation || has_moved(work, translation))
-		return NULL;
+		return false;
 	work->next = translation->to;
-	flow = find_flow(work, &work->next);
-	if (!flow)
-		return NULL;
+	if (!find_flow(work, &work->next))
+		return false;
 	TELL(skb, work, EVENT_TRANSLATION, FILE_NAT);
 	*reason = rewrite(skb, work);
-	return flow;
+	return true;
 }
 
 /* Where a packet leaves that was read anew: its flow. */
-static __always_inline struct flow *meet(struct __sk_buff *skb, struct work *work)
+static __always_inline bool meet(struct __sk_buff *skb, struct work *work)
 {
-	struct flow *flow = NULL;
-
-	if (is_icmp(&work->packet) && is_error(&work->packet))
-		flow = find_error_flow(skb, work, false);
-	return flow ? flow : find_flow(work, &work->packet.tuple);
+	if (is_icmp(&work->packet) && is_error(&work->packet) && find_error_flow(skb, work, false, false))
+		return true;
+	return find_flow(work, &work->packet.tuple);
 }
 
 /*
- * Judges a flow again that was judged by other tables, or without the pod at whose device we are: `own`.
+ * The first packet that we see of a flow, `work->judged`. TCP begins with a SYN: what comes without one is of a
+ * connection that we know nothing of, and nobody knows who began it. Either may have to be allowed.
  */
-static __always_inline int judge_again(struct __sk_buff *skb, struct work *work, struct flow *flow,
-				       const struct endpoint *own, bool own_sends)
+static __always_inline int judge_first(struct __sk_buff *skb, struct work *work, const struct endpoint *sender,
+				       const struct endpoint *receiver, bool from_host)
 {
-	bool own_began = own_sends != is_answer(work, flow);
+	struct tuple first = work->judged;
+	__u32 asked;
+	int reason;
+
+	work->is_live = 0;
+	reason = judge(skb, work, sender, receiver, from_host);
+	if (reason || first.proto != IPPROTO_TCP || begins_connection(&work->packet))
+		return reason;
+	asked = work->asked;
+	reverse(&work->judged, &first);
+	reason = judge(skb, work, receiver, sender, false);
+	work->judged = first;
+	work->asked = asked;
+	return reason;
+}
+
+/*
+ * Judges a flow again that was judged by other tables, or without the pod at whose device we are: `own`. A flow that is
+ * denied now is not forgotten: the other end's next packet would begin it anew, in the other direction.
+ */
+static __always_inline int judge_again(struct __sk_buff *skb, struct work *work, const struct endpoint *own,
+				       bool own_sends)
+{
+	bool own_began = own_sends != is_answer(work);
 	const struct endpoint *sender, *receiver;
 	__u32 revision = current_state(STATE_REVISION);
+	struct flow *flow = &work->flow;
 	int reason;
 
 	if ((flow->revision == revision || (keeps_established && flow->revision)) &&
 	    flow->flags & (own_began ? FLOW_ASKED_SENDER : FLOW_ASKED_RECEIVER))
 		return REASON_NONE;
 	work->is_live = flow->revision != 0;
-	original_tuple(&work->judged, work, flow);
+	original_tuple(&work->judged, work);
 	sender = own_began ? own : endpoint_with(&work->judged.source);
 	receiver = own_began ? endpoint_with(&work->judged.destination) : own;
 	reason = judge(skb, work, sender, receiver, flow->flags & FLOW_FROM_HOST);
-	if (reason) {
-		forget_flow(work);
-		return reason;
+	flow->flags &= ~(FLOW_ASKED_SENDER | FLOW_ASKED_RECEIVER);
+	flow->revision = 0;
+	if (!reason) {
+		flow->flags |= work->asked;
+		flow->revision = revision;
 	}
-	flow->flags = (flow->flags & ~(FLOW_ASKED_SENDER | FLOW_ASKED_RECEIVER)) | work->asked;
-	flow->revision = revision;
-	return REASON_NONE;
+	flow->seen = bpf_ktime_get_ns();
+	save_flow(work);
+	return reason;
 }
 
 /* A router's part of a packet that goes straight into another pod. */

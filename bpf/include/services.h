@@ -67,6 +67,9 @@ static __noinline int find_service(struct work *work, enum origin origin, __u32 
 			/* Its checksum cannot be computed anew here. */
 			if (packet->tuple.proto == IPPROTO_SCTP && chosen.port != to.port)
 				return REASON_UNSUPPORTED;
+			/* It would be another than its connection had: better that the client learns that it is gone. */
+			if (packet->tuple.proto == IPPROTO_TCP && !begins_connection(packet))
+				return REJECT_PACKET;
 			work->next.destination = chosen.address;
 			work->next.destination_port = chosen.port;
 			*flow_flags = FLOW_BALANCED;

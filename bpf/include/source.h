@@ -112,15 +112,34 @@ static __noinline int check_neighbour_discovery(struct __sk_buff *skb, struct wo
 	return check_options(skb, endpoint, options);
 }
 
-/* Link-local and unspecified IPv6 sources are neighbour discovery's, and are never routed on. */
+static __always_inline bool is_multicast_v6(const struct address *address)
+{
+	return (address->words[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
+}
+
+/* Link-local and unspecified IPv6 sources are the link's: nothing that has one goes further. */
 static __always_inline bool is_own_source(struct __sk_buff *skb, const struct layer *packet)
 {
-	const struct address *source = &packet->tuple.source;
+	const struct address *source = &packet->tuple.source, *destination = &packet->tuple.destination;
 
-	if (packet->family == FAMILY_V6 &&
-	    (is_link_local(source) || !(source->words[0] | source->words[1] | source->words[2] | source->words[3])))
-		return true;
+	if (packet->family == FAMILY_V6) {
+		if (is_link_local(source))
+			return is_link_local(destination) || is_multicast_v6(destination);
+		if (!(source->words[0] | source->words[1] | source->words[2] | source->words[3]))
+			return is_multicast_v6(destination);
+	}
 	return is_address_of(skb->ifindex, source);
+}
+
+/* What no policy is asked about must not get beyond the link. */
+static __always_inline bool stays_on_link(const struct layer *packet)
+{
+	const struct address *destination = &packet->tuple.destination;
+
+	if (is_listener_report(packet))
+		return packet->hops == 1 && is_multicast_v6(destination);
+	return is_link_local(destination) || is_multicast_v6(destination) ||
+	       (address_flags(destination) & ADDRESS_IS_OWN);
 }
 
 #endif

@@ -256,18 +256,18 @@ struct translation {
 	__u32 is_masquerade;
 };
 
-/* A datagram's later fragments have no ports. */
+/* A packet's later fragments have no ports, and of IPv6 may not name its protocol either. */
 struct fragment_key {
 	struct address source;
 	struct address destination;
 	__u32 id;
-	__u8 proto;
-	__u8 pad[3];
 };
 
-struct ports {
-	__be16 source;
-	__be16 destination;
+struct fragment {
+	__be16 source_port;
+	__be16 destination_port;
+	__u8 proto;
+	__u8 pad[3];
 };
 
 /* A device by which packets leave this node, and their source where they are masqueraded. */
@@ -293,6 +293,7 @@ enum reason {
 	REASON_FRAGMENT,
 	REASON_MASQUERADE_PORTS,
 	REASON_UNSUPPORTED,
+	REASON_NO_ROOM,
 	REASON_COUNT,
 };
 

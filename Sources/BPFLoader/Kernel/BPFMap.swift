@@ -91,24 +91,40 @@ public struct BPFMap<Key: MapLayout, Value: MapLayout>: ~Copyable, Sendable {
     for key in keys { try remove(key) }
   }
 
+  /// Every key, as `elements`.
+  public func keys() throws(SystemError) -> Set<Key> {
+    var found: Set<Key> = []
+    var previous: Key?
+    while let next = try key(after: previous) {
+      found.insert(next)
+      previous = next
+    }
+    return found
+  }
+
+  private func key(after previous: Key?) throws(SystemError) -> Key? {
+    var next = Key()
+    let result =
+      if let previous {
+        withUnsafePointer(to: previous) { bpf_map_get_next_key(descriptor.number, $0, &next) }
+      } else {
+        bpf_map_get_next_key(descriptor.number, nil, &next)
+      }
+    if result == -ENOENT { return nil }
+    try check("list", name) { result }
+    return next
+  }
+
   /// Every element. What others write meanwhile may be there or not; what nobody touches is there once.
   ///
   /// By single steps: a deletion meanwhile makes the kernel begin anew, and elements seen are then skipped here.
   public func elements() throws(SystemError) -> [Key: Value] {
     var found: [Key: Value] = [:]
     var previous: Key?
-    while true {
-      var next = Key()
-      let result =
-        if let previous {
-          withUnsafePointer(to: previous) { bpf_map_get_next_key(descriptor.number, $0, &next) }
-        } else {
-          bpf_map_get_next_key(descriptor.number, nil, &next)
-        }
-      if result == -ENOENT { return found }
-      try check("list", name) { result }
+    while let next = try key(after: previous) {
       if let value = try self[next] { found[next] = value }
       previous = next
     }
+    return found
   }
 }

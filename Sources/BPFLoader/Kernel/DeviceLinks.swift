@@ -30,6 +30,8 @@ struct DeviceLinks {
     }
     var options = bpf_link_create_opts()
     options.sz = MemoryLayout<bpf_link_create_opts>.size
+    // Before whatever others attached: what they let through would not be asked about.
+    options.flags = 1 << 3  // BPF_F_BEFORE
     let link = bpf_link_create(descriptor, CInt(bitPattern: device), hook.type, &options)
     if link == -EINVAL { return try attachByClassifier(descriptor, program, to: device, hook) }
     try check("attach \(program) to device", "\(device)") { link }
@@ -66,6 +68,17 @@ struct DeviceLinks {
     var (place, options) = (hook.classifier(device), Self.classifierOptions)
     // Nothing there is as good.
     _ = bpf_tc_detach(&place, &options)
+  }
+
+  /// Pins of devices that are gone, or are no longer ours.
+  func removeOthers(than devices: Set<UInt32>) throws(SystemError) {
+    for name in pins.names where name.hasPrefix(Self.prefix) {
+      guard let device = name.split(separator: "-").last.flatMap({ UInt32($0) }), !devices.contains(device) else {
+        continue
+      }
+      try pins.remove(name)
+      for hook in DeviceHook.allCases { detachClassifier(from: device, hook) }
+    }
   }
 
   // MARK: Before tcx

@@ -66,10 +66,10 @@ public struct PacketEngine: NodeEngine {
       change.after.uplinks = uplinkElements
     }
     var report = try add(change.before, change.after)
+    if delta.rejudgesFlows { try judgeAnew() }
     for device in change.after.endpoints.keys { try attach(to: device) }
     for device in change.after.uplinks.keys { try attachUplink(device) }
     report += try sockets.apply(delta, tables: tables)
-    if delta.rejudgesFlows { try judgeAnew() }
     report += try remove(change.before, change.after)
     for (name, change) in delta.endpoints where change.new == nil {
       if let device = old[name], devices[name] == nil { try detach(from: device.index) }
@@ -91,11 +91,11 @@ public struct PacketEngine: NodeEngine {
     let other = try sockets.resync(tables)
     report += other.report
     drift += other.drift
-    // What flows were judged by may have been anything.
-    if !drift.isEmpty { try judgeAnew() }
+    // Whatever flows were judged by: who wrote what is here may have ended before it had them judged again.
+    try judgeAnew()
     report += try remove(found, wanted)
     report += try finishRemovals()
-    for device in found.endpoints.keys where wanted.endpoints[device] == nil { try detach(from: device) }
+    try links.removeOthers(than: Set(wanted.endpoints.keys).union(wanted.uplinks.keys))
     report.dumps += 12
     try mapPins.removeOthers(than: [endpoint, uplink, sockets.object])
     return (report, drift)
@@ -120,6 +120,37 @@ public struct PacketEngine: NodeEngine {
       for hook in DeviceHook.allCases { links.detachClassifier(from: device, hook) }
     }
     try SocketBalancer.cleanUp(pins)
+  }
+
+  // MARK: Flows
+
+  /// Ends every flow of these addresses, whatever its protocol: another pod has them now.
+  public func end(flowsOf addresses: Set<IPAddress>) throws(SystemError) {
+    let ends = Set(addresses.map { AddressLayout($0) })
+    try endFlows { ends.contains($0.source) || ends.contains($0.destination) }
+  }
+
+  /// Ends UDP flows to what is a Service now, or is another: they would go on as they are for as long as the client sends.
+  public func end(_ stale: Set<StaleFlows>, nodeAddresses: Set<IPAddress>) throws(SystemError) {
+    var places: Set<BackendLayout> = []
+    // Those that were translated find that their backend has gone by themselves.
+    for flows in stale where flows.backend == nil {
+      switch flows.key.destination {
+      case .address(let address): places.insert(BackendLayout(SocketAddress(address, flows.key.port)))
+      case .node(let family):
+        for address in nodeAddresses where address.family == family {
+          places.insert(BackendLayout(SocketAddress(address, flows.key.port)))
+        }
+      }
+    }
+    guard !places.isEmpty else { return }
+    try endFlows { $0.proto == L4Protocol.udp.rawValue && (places.contains($0.first) || places.contains($0.second)) }
+  }
+
+  private func endFlows(_ isMeant: (TupleLayout) -> Bool) throws(SystemError) {
+    try maps.flows.remove(try maps.flows.keys().filter(isMeant))
+    try maps.attempts.remove(try maps.attempts.keys().filter(isMeant))
+    try maps.translations.remove(try maps.translations.keys().filter(isMeant))
   }
 
   // MARK: Sockets

@@ -150,6 +150,9 @@ public struct TupleLayout: MapLayout {
   var pad: UInt16 = 0
 
   public init() {}
+
+  var first: BackendLayout { BackendLayout(source, sourcePort) }
+  var second: BackendLayout { BackendLayout(destination, destinationPort) }
 }
 
 /// `struct flow`.
@@ -178,6 +181,15 @@ public struct FragmentKeyLayout: MapLayout {
   var source = AddressLayout()
   var destination = AddressLayout()
   var id: UInt32 = 0
+
+  public init() {}
+}
+
+/// `struct fragment`.
+public struct FragmentLayout: MapLayout {
+  /// Big-endian.
+  var sourcePort: UInt16 = 0
+  var destinationPort: UInt16 = 0
   var proto: UInt8 = 0
   var pad1: UInt8 = 0
   var pad2: UInt16 = 0

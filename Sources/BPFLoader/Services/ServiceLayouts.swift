@@ -118,6 +118,8 @@ public struct BackendLayout: MapLayout {
   var pad: UInt16 = 0
 
   public init() {}
+  /// - Parameter port: big-endian.
+  init(_ address: AddressLayout, _ port: UInt16) { (self.address, self.port) = (address, port) }
   public init(_ backend: SocketAddress) {
     address = AddressLayout(backend.address)
     port = backend.port.number.bigEndian
