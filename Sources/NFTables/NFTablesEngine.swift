@@ -30,6 +30,10 @@ public struct NFTablesEngine: DataplaneEngine {
   public static let defaultMarkMask: UInt32 = 0xffff_f000
   /// Where rules tell of packets: a group of nfnetlink_log.
   public static let logGroup = Layout.logGroup
+  /// Of lines about clauses, whose packet mark is the clause's label. Every other prefix is a `DropReason`.
+  public static func policyDirection(ofLogPrefix prefix: String) -> PolicyDirection? {
+    PolicyDirection.allCases.first { prefix == Layout.logPrefix($0) }
+  }
 
   /// - Parameters:
   ///   - markMask: bits of conntrack marks that nobody else uses, at least 8 of them, adjacent. A flow that was silent
@@ -153,9 +157,7 @@ public struct NFTablesEngine: DataplaneEngine {
     for entry in differences.extra {
       drift.add(.extra, "\(entry)")
       // A pair of another time under a number that stands for other addresses now: no packet may meet both.
-      if case .pair(_, _, _, let identity, _) = entry, map == .pairs || map == .attributions,
-        used.contains(IdentityID(rawValue: identity))
-      {
+      if case .pair(_, let key, _) = entry, used.contains(key.identity) {
         plan.now.append(.delete(entry))
       } else {
         plan.remove(entry)

@@ -133,14 +133,16 @@ extension Reconciler {
   private func event(_ message: PacketLogMessage) -> PolicyEvent {
     var event = PolicyEvent(time: message.timestamp ?? .now, kind: .drop)
     event.revision = revision
-    let words = message.prefix.split(separator: " ")
-    event.direction = words.count > 1 ? PolicyDirection.allCases.first { $0.description == words[1] } : nil
-    event.kind = words.first == "audit" ? .audit : .drop
-    // What an audit policy would have done it for.
-    event.reason = event.kind == .audit ? DropReason.policyDenied.rawValue : words.first.map(String.init) ?? ""
-    if event.direction != nil, let meaning = clauses.meaning(of: message.mark) {
-      event.policies = meaning.attribution.policies(of: meaning.clause)
-      event.isDefaultDeny = meaning.clause.kind == .defaultDeny || meaning.clause.kind == .auditDeny
+    event.reason = message.prefix
+    if let direction = NFTablesEngine.policyDirection(ofLogPrefix: message.prefix) {
+      event.direction = direction
+      // An audit's is what the policy would have done it for.
+      event.reason = DropReason.policyDenied.rawValue
+      event.kind = message.mark & ClauseLabel.passes == 0 ? .drop : .audit
+      if let meaning = clauses.meaning(of: message.mark) {
+        event.policies = meaning.attribution.policies(of: meaning.clause)
+        event.isDefaultDeny = meaning.clause.kind == .defaultDeny || meaning.clause.kind == .auditDeny
+      }
     }
     let interfaces = [message.inputInterface, message.outputInterface].compactMap { $0.flatMap(Self.interfaceName) }
     event.interface = interfaces.first { tables.node.endpoints[$0] != nil }
