@@ -113,18 +113,27 @@ public struct NFTablesEngine: DataplaneEngine {
       let adopted = compareStructure(kernel, family, tables, &structure, &leftOver, &drift)
       deferred.add(leftOver)
       var plan = Plan()
-      if adopted.count == MapName.allCases.count {
-        // One transaction, as of any delta: between two of them packets would meet a world that is neither the old nor
-        // the new one, for ever if the agent is killed there.
-        // New chains before what leads to them (see Planner.planSets).
-        for operation in structure {
-          if case .addChain = operation { plan.before.append(operation) } else { plan.now.append(operation) }
-        }
-      } else {
+      if adopted.isEmpty {
         try commit(structure)
+      } else {
+        // An earlier build's table: its rules look maps up that are full, and go on doing so until the new ones are.
+        try commit(structure.filter { if case .addMap = $0 { true } else { false } })
       }
-      for map in MapName.inDependencyOrder {
-        try mend(map, family, tables, isAdopted: adopted.contains(map), &plan, &drift)
+      for map in MapName.inDependencyOrder where !adopted.contains(map) {
+        try mend(map, family, tables, isAdopted: false, &plan, &drift)
+      }
+      // One transaction, as of any delta: between two of them packets would meet a world that is neither the old nor the
+      // new one, for ever if the agent is killed there.
+      for operation in structure where !adopted.isEmpty {
+        switch operation {
+        case .addMap: break
+        // Before what leads to them (see Planner.planSets).
+        case .addChain: plan.before.append(operation)
+        default: plan.now.append(operation)
+        }
+      }
+      for map in MapName.inDependencyOrder where adopted.contains(map) {
+        try mend(map, family, tables, isAdopted: true, &plan, &drift)
         // Not so many at once that memory would not do: much is wrong anyway.
         if plan.now.count > Self.pieceSize { try execute(plan.take()) }
       }
