@@ -72,13 +72,19 @@ struct Batch: ~Copyable {
   /// Writes operations so that each finds what it names: chains before the verdicts that lead to them, deletions
   /// before additions with the same key, chains removed last. Elements of one map share messages.
   mutating func append(_ operations: [Operation]) {
-    var deletions: [Slot: [MapEntry]] = [:]
-    var additions: [Slot: [MapEntry]] = [:]
-    var order: [Slot] = []
-    func slot(_ entry: MapEntry) -> Slot {
+    var changes: [SlotChanges] = []
+    var positions: [Slot: Int] = [:]
+    // Most have the map of the one before.
+    var last = (slot: Slot(family: .v4, map: .frontends), position: -1)
+    func position(_ entry: MapEntry) -> Int {
       let slot = Slot(family: entry.family, map: entry.map)
-      if deletions[slot] == nil, additions[slot] == nil { order.append(slot) }
-      return slot
+      if last.position >= 0, last.slot == slot { return last.position }
+      if positions[slot] == nil {
+        positions[slot] = changes.count
+        changes.append(SlotChanges(slot: slot))
+      }
+      last = (slot, positions[slot] ?? 0)
+      return last.position
     }
     for operation in operations {
       switch operation {
@@ -88,16 +94,12 @@ struct Batch: ~Copyable {
       case .addChain(let family, let chain): addChain(chain, family)
       case .replaceRules(let family, let chain): replaceRules(chain, family)
       case .deleteChain, .deleteMap: break
-      case .add(let entry): additions[slot(entry), default: []].append(entry)
-      case .delete(let entry): deletions[slot(entry), default: []].append(entry)
+      case .add(let entry): changes[position(entry)].additions.append(entry)
+      case .delete(let entry): changes[position(entry)].deletions.append(entry)
       }
     }
-    for slot in order {
-      if let entries = deletions[slot] { elements(NFT_MSG_DELSETELEM, slot, entries) }
-    }
-    for slot in order {
-      if let entries = additions[slot] { elements(NFT_MSG_NEWSETELEM, slot, entries) }
-    }
+    for change in changes { elements(NFT_MSG_DELSETELEM, change.slot, change.deletions) }
+    for change in changes { elements(NFT_MSG_NEWSETELEM, change.slot, change.additions) }
     for case .deleteChain(let family, let name) in operations { deleteChain(name, family) }
     // Behind the chains whose rules name them.
     for case .deleteMap(let family, let name) in operations { deleteMap(family, name) }
@@ -106,6 +108,13 @@ struct Batch: ~Copyable {
   private struct Slot: Hashable {
     var family: IPFamily
     var map: MapName
+  }
+
+  /// What happens to one map's elements.
+  private struct SlotChanges {
+    var slot: Slot
+    var deletions: [MapEntry] = []
+    var additions: [MapEntry] = []
   }
 
   private mutating func table(_ type: nf_tables_msg_types, _ family: IPFamily, flags: Int32) {

@@ -13,7 +13,7 @@ import Testing
   func adoptionOfOtherRules() throws {
     try inNode { findings in
       var stage = try PolicyMakeBeforeBreakTests.stage(&findings)
-      // Many pairs, so that filling the map takes its time.
+      // Many ports, so that filling a map takes its time.
       let rules = (0..<200).map {
         "{from: [{podSelector: {matchLabels: {colour: c1}}}], ports: [{protocol: UDP, port: \(10_000 + $0)}]}"
       }
