@@ -17,6 +17,9 @@ struct Batch: ~Copyable {
   /// No message is longer: an element list is cut at 60,000 bytes (its length field has 16 bits).
   private static let room = 1 << 17
   private static let listLimit = 60_000
+  /// So many addresses are taken from their identities before they get their new ones: then the kernel still has each one's
+  /// bucket in its caches. Each address's two operations stand side by side in a plan.
+  private static let moveLimit = 256
 
   init(sequence: UInt32) {
     self.sequence = sequence
@@ -95,7 +98,15 @@ struct Batch: ~Copyable {
       case .replaceRules(let family, let chain): replaceRules(chain, family)
       case .deleteChain, .deleteMap: break
       case .add(let entry): changes[position(entry)].additions.append(entry)
-      case .delete(let entry): changes[position(entry)].deletions.append(entry)
+      case .delete(let entry):
+        let position = position(entry)
+        if entry.map == .identities, changes[position].deletions.count >= Self.moveLimit {
+          let change = changes[position]
+          changes[position] = SlotChanges(slot: change.slot)
+          elements(NFT_MSG_DELSETELEM, change.slot, change.deletions)
+          elements(NFT_MSG_NEWSETELEM, change.slot, change.additions)
+        }
+        changes[position].deletions.append(entry)
       }
     }
     for change in changes { elements(NFT_MSG_DELSETELEM, change.slot, change.deletions) }
