@@ -268,6 +268,13 @@ public struct ClauseKey: Sendable, Hashable, Comparable, CustomStringConvertible
   public var description: String { "\(attribution) \(clause)" }
 }
 
+/// The number that names a clause in an engine's event.
+public enum ClauseLabel {
+  /// The bit that says that the packet passed: who reads an event knows it without tables.
+  public static let passes: UInt32 = 1
+  public static func lowestBit(of clause: Clause) -> UInt32 { clause.isAllowed ? passes : 0 }
+}
+
 /// What local pods may send and receive.
 ///
 /// Invariants: every subject that an endpoint names (but `unrestricted`) has its wildcard pair; a pair's port set and
@@ -279,7 +286,7 @@ public struct PolicyTable: Sendable, Equatable {
   public internal(set) var pairs: [PairKey: PairValue] = [:]
   public internal(set) var portSets: [PortSetID: PortSet] = [:]
   public internal(set) var attributions: [AttributionID: Attribution] = [:]
-  /// With the number that names the clause in an engine's event, unique.
+  /// With the clause's label, unique.
   public internal(set) var clauses: [ClauseKey: UInt32] = [:]
 
   public init() {}

@@ -17,6 +17,9 @@ struct Batch: ~Copyable {
   /// No message is longer: an element list is cut at 60,000 bytes (its length field has 16 bits).
   private static let room = 1 << 17
   private static let listLimit = 60_000
+  /// So many addresses are taken from their identities before they get their new ones: then the kernel still has each one's
+  /// bucket in its caches. Each address's two operations stand side by side in a plan.
+  private static let moveLimit = 256
 
   init(sequence: UInt32) {
     self.sequence = sequence
@@ -72,13 +75,19 @@ struct Batch: ~Copyable {
   /// Writes operations so that each finds what it names: chains before the verdicts that lead to them, deletions
   /// before additions with the same key, chains removed last. Elements of one map share messages.
   mutating func append(_ operations: [Operation]) {
-    var deletions: [Slot: [MapEntry]] = [:]
-    var additions: [Slot: [MapEntry]] = [:]
-    var order: [Slot] = []
-    func slot(_ entry: MapEntry) -> Slot {
+    var changes: [SlotChanges] = []
+    var positions: [Slot: Int] = [:]
+    // Most have the map of the one before.
+    var last = (slot: Slot(family: .v4, map: .frontends), position: -1)
+    func position(_ entry: MapEntry) -> Int {
       let slot = Slot(family: entry.family, map: entry.map)
-      if deletions[slot] == nil, additions[slot] == nil { order.append(slot) }
-      return slot
+      if last.position >= 0, last.slot == slot { return last.position }
+      if positions[slot] == nil {
+        positions[slot] = changes.count
+        changes.append(SlotChanges(slot: slot))
+      }
+      last = (slot, positions[slot] ?? 0)
+      return last.position
     }
     for operation in operations {
       switch operation {
@@ -88,16 +97,20 @@ struct Batch: ~Copyable {
       case .addChain(let family, let chain): addChain(chain, family)
       case .replaceRules(let family, let chain): replaceRules(chain, family)
       case .deleteChain, .deleteMap: break
-      case .add(let entry): additions[slot(entry), default: []].append(entry)
-      case .delete(let entry): deletions[slot(entry), default: []].append(entry)
+      case .add(let entry): changes[position(entry)].additions.append(entry)
+      case .delete(let entry):
+        let position = position(entry)
+        if entry.map == .identities, changes[position].deletions.count >= Self.moveLimit {
+          let change = changes[position]
+          changes[position] = SlotChanges(slot: change.slot)
+          elements(NFT_MSG_DELSETELEM, change.slot, change.deletions)
+          elements(NFT_MSG_NEWSETELEM, change.slot, change.additions)
+        }
+        changes[position].deletions.append(entry)
       }
     }
-    for slot in order {
-      if let entries = deletions[slot] { elements(NFT_MSG_DELSETELEM, slot, entries) }
-    }
-    for slot in order {
-      if let entries = additions[slot] { elements(NFT_MSG_NEWSETELEM, slot, entries) }
-    }
+    for change in changes { elements(NFT_MSG_DELSETELEM, change.slot, change.deletions) }
+    for change in changes { elements(NFT_MSG_NEWSETELEM, change.slot, change.additions) }
     for case .deleteChain(let family, let name) in operations { deleteChain(name, family) }
     // Behind the chains whose rules name them.
     for case .deleteMap(let family, let name) in operations { deleteMap(family, name) }
@@ -106,6 +119,13 @@ struct Batch: ~Copyable {
   private struct Slot: Hashable {
     var family: IPFamily
     var map: MapName
+  }
+
+  /// What happens to one map's elements.
+  private struct SlotChanges {
+    var slot: Slot
+    var deletions: [MapEntry] = []
+    var additions: [MapEntry] = []
   }
 
   mutating func addTable(_ name: String, _ family: IPFamily, _ flags: TableFlags) {

@@ -165,8 +165,7 @@ extension Connection {
       ]
     ) { message in
       message.forEachElement { element in
-        let entry = MapEntry(
-          family: family, map: .verdicts, key: element.key, end: nil, data: element.data, verdict: element.verdict)
+        let entry = MapEntry(family: family, map: .verdicts, element)
         if let source = CounterLedger.Source(entry), let count = element.count { counts[source] = count }
       }
     }

@@ -44,21 +44,22 @@ extension NFTablesEngine {
       return KernelDecision(.dropped(.unknownEndpoint), isAllowed: false)
     }
     if subject == SubjectID.unrestricted.rawValue { return KernelDecision(.unrestricted, isAllowed: true) }
-    for path in Layout.Path.all {
-      guard let identity = try identity(of: peer, path), let found = try clause(subject, identity, path, packet, family)
-      else { continue }
-      return found
+    let failed = KernelDecision(.dropped(.noVerdict), isAllowed: false)
+    guard let identity = try identity(of: peer) else { return failed }
+    for identity in [identity, IdentityID.any.rawValue] {
+      for ports in [MapName.ports, .portRanges] {
+        if let found = try clause(subject, identity, ports, packet, family) { return found }
+      }
     }
-    return KernelDecision(.dropped(.noVerdict), isAllowed: false)
+    return failed
   }
 
-  private func identity(of peer: IPAddress, _ path: Layout.Path) throws(NFTablesError) -> UInt32? {
+  private func identity(of peer: IPAddress) throws(NFTablesError) -> UInt32? {
     let family = peer.family
     var key = ElementBytes()
-    if path.isExact {
-      key.append(peer)
-      return try connection.value(family, .identities, key)
-    }
+    key.append(peer)
+    if let identity = try connection.value(family, .identities, key) { return identity }
+    key.clear()
     key.append(UInt32(0))
     guard let table = try connection.value(family, .blockTable, key) else { return nil }
     key.clear()
@@ -68,36 +69,37 @@ extension NFTablesEngine {
   }
 
   private func clause(
-    _ subject: UInt32, _ identity: UInt32, _ path: Layout.Path, _ packet: PolicyPacket, _ family: IPFamily
+    _ subject: UInt32, _ identity: UInt32, _ ports: MapName, _ packet: PolicyPacket, _ family: IPFamily
   ) throws(NFTablesError) -> KernelDecision? {
-    let identity = path.isPair ? identity : IdentityID.any.rawValue
+    let pair = PairKey(SubjectID(rawValue: subject), IdentityID(rawValue: identity))
     var key = ElementBytes()
     key.append(subject)
     key.append(identity)
-    guard let attribution = try connection.value(family, .attributions, key),
-      let ports = try connection.value(family, .pairs, key)
+    guard let element = try connection.element(family, .pairs, key: key.bytes),
+      case .pair(_, _, let value) = MapEntry(family: family, map: .pairs, element)
     else { return nil }
     key.clear()
-    key.append(ports)
+    key.append(value.portSet.rawValue)
     key.append(PortKey(proto: packet.proto, port: packet.destinationPort))
-    guard let clause = try connection.value(family, path.isSinglePort ? .ports : .portRanges, key) else { return nil }
+    guard let number = try connection.value(family, ports, key), let clause = Clause(rawValue: number) else {
+      return nil
+    }
+    let decision = PolicyDecision.decided(ClauseKey(value.attribution, clause), pair)
     key.clear()
-    key.append(attribution)
-    key.append(clause)
-    guard let verdict = try connection.element(family, .verdicts, key: key.bytes)?.verdict,
-      let clause = Clause(rawValue: clause)
-    else { return nil }
-    let isAllowed =
-      switch verdict {
-      case .return, .accept: true
-      case .goto(let chain), .jump(let chain): chain.hasPrefix("audit-")
-      case .drop, .continue: false
-      }
-    return KernelDecision(
-      .decided(
-        ClauseKey(AttributionID(rawValue: attribution), clause),
-        PairKey(SubjectID(rawValue: subject), IdentityID(rawValue: identity))),
-      isAllowed: isAllowed)
+    key.append(value.attribution.rawValue)
+    key.append(number)
+    switch try connection.element(family, .verdicts, key: key.bytes)?.verdict {
+    case nil: return nil
+    case .return: return KernelDecision(decision, isAllowed: true)
+    case .continue: break
+    default: return KernelDecision(decision, isAllowed: false)
+    }
+    // What is told of: its label says what becomes of it.
+    guard let label = try connection.value(family, .clauseLabels, key) else { return nil }
+    key.clear()
+    key.append(label & ClauseLabel.passes)
+    guard let outcome = try connection.element(family, .outcomes, key: key.bytes)?.verdict else { return nil }
+    return KernelDecision(decision, isAllowed: outcome == .return)
   }
 }
 

@@ -54,23 +54,6 @@ extension Layout {
     static let related: UInt32 = 4
   }
 
-  /// Who is judged, and on which of a flow's packets.
-  private struct Side {
-    var direction: PolicyDirection
-    var isReply: Bool
-
-    var chain: String { isReply ? "\(direction)-reply" : "\(direction)" }
-    var clauseChain: String { "\(chain)-clauses" }
-    /// The pod's device, the peer's address and the flow's destination port as this packet shows them.
-    var device: MetaKey { (direction == .egress) != isReply ? .inputName : .outputName }
-    var peerIsDestination: Bool { (direction == .egress) != isReply }
-    var portOffset: UInt32 { isReply ? 0 : 2 }
-    var subjects: MapName { direction == .egress ? .egressSubjects : .ingressSubjects }
-    static let all = PolicyDirection.allCases.flatMap { direction in
-      [Side(direction: direction, isReply: false), Side(direction: direction, isReply: true)]
-    }
-  }
-
   var policyChains: [ChainSpec] {
     var chains = [
       ChainSpec(name: "current-flows", rules: [currentFlowRule]),
@@ -78,14 +61,7 @@ extension Layout {
       ChainSpec(name: "drop-unknown-endpoint", rules: [dropRule(.unknownEndpoint)]),
       ChainSpec(name: "drop-no-verdict", rules: [dropRule(.noVerdict)]),
     ]
-    for direction in PolicyDirection.allCases {
-      chains.append(ChainSpec(name: "deny-\(direction)", rules: reportRules(direction, isAudit: false)))
-      chains.append(ChainSpec(name: "audit-\(direction)", rules: reportRules(direction, isAudit: true)))
-    }
-    for side in Side.all {
-      chains.append(ChainSpec(name: side.clauseChain, rules: clauseRules(side)))
-      chains.append(ChainSpec(name: side.chain, rules: judgingRules(side)))
-    }
+    chains += judgingChains
     chains.append(
       ChainSpec(
         name: "judge-answer",
@@ -183,132 +159,6 @@ extension Layout {
       ])
   }
 
-  // MARK: Judging
-
-  /// Who is judged at all. Maps are only ever asked for what they lead to: before Linux 6.5 a map cannot be asked, as a
-  /// set can, whether it has a key, and no kernel can be asked whether it has none and what it leads to.
-  private func judgingRules(_ side: Side) -> [RuleSpec] {
-    let unrestricted = RuleSpec(
-      comment: "no policy",
-      expressions: [.meta(.mark, to: savedMark), .meta(side.device, to: Register(0))]
-        + lookup(side.subjects, key: Register(0), to: Register(8)) + [
-          .compare(Register(8), equal: true, [0, 0, 0, 0]), .verdict(.return),
-        ])
-    let peerIsKnown = RuleSpec(
-      comment: "a live flow whose peer is known",
-      expressions: state(State.established) + judgedOnce
-        + [.meta(.mark, to: savedMark), peer(side, to: Register(0))]
-        + lookup(.identities, key: Register(0), to: Register(9)) + [.verdict(.goto(side.clauseChain))])
-    // A peer that is gone ends no flow that it was allowed: one that was denied since has no mark.
-    let peerIsGone = RuleSpec(
-      comment: "a live flow whose peer is gone",
-      expressions: state(State.established) + judgedOnce + [
-        peer(side, to: Register(0)), .lookup(.podRanges, key: Register(0), to: nil, inverted: false),
-        .verdict(.return),
-      ])
-    let others = RuleSpec(comment: "all others", expressions: [.verdict(.goto(side.clauseChain))])
-    return [unrestricted, peerIsKnown, peerIsGone, others]
-  }
-
-  private func clauseRules(_ side: Side) -> [RuleSpec] {
-    let known = RuleSpec(
-      comment: "a look-up failed",
-      expressions: [.meta(.mark, to: savedMark), .meta(side.device, to: Register(0))]
-        + lookup(side.subjects, key: Register(0), to: Register(8)) + [.verdict(.goto("drop-no-verdict"))])
-    let rest = RuleSpec(comment: "the pod is not known", expressions: [.verdict(.goto("drop-unknown-endpoint"))])
-    return Path.all.map { path in
-      RuleSpec(
-        comment: path.comment,
-        expressions: clause(side, path) + [
-          .verdictLookup(.verdicts, key: Register(10)), .verdict(.goto("deny-\(side.direction)")),
-        ])
-    } + [known, rest]
-  }
-
-  /// The ways to a clause, in the order in which they are tried. Each is one rule: registers do not outlive it.
-  struct Path {
-    /// Pods and nodes by their address, or everything else by block.
-    var isExact: Bool
-    /// A pair of its own, or the subject's wildcard.
-    var isPair: Bool
-    var isSinglePort: Bool
-
-    var comment: String {
-      "\(isExact ? "pod or node" : "block"), \(isPair ? "named by a rule" : "any peer"), "
-        + (isSinglePort ? "port" : "port range")
-    }
-    static let all = [true, false].flatMap { exact in
-      [true, false].flatMap { pair in
-        [true, false].map { Path(isExact: exact, isPair: pair, isSinglePort: $0) }
-      }
-    }
-  }
-
-  /// Leaves the attribution in r10 and the clause in r11; ends the rule where there is none on this path.
-  private func clause(_ side: Side, _ path: Path) -> [Expression] {
-    let (subject, identity) = (Register(8), Register(9))
-    var expressions: [Expression] = [.meta(.mark, to: savedMark), .meta(side.device, to: Register(0))]
-    expressions += lookup(side.subjects, key: Register(0), to: subject)
-    if path.isExact {
-      expressions.append(peer(side, to: Register(0)))
-      expressions += lookup(.identities, key: Register(0), to: identity)
-    } else {
-      expressions += zero(Register(0))
-      expressions += lookup(.blockTable, key: Register(0), to: Register(0))
-      expressions.append(peer(side, to: Register(1)))
-      expressions += lookup(.blocks, key: Register(0), to: identity)
-    }
-    if !path.isPair { expressions += zero(identity) }
-    expressions += lookup(.attributions, key: subject, to: Register(10))
-    expressions += lookup(.pairs, key: subject, to: Register(0))
-    expressions += [
-      .meta(.l4Protocol, to: Register(1)),
-      .payload(.transport, offset: side.portOffset, length: 2, to: Register(2)),
-    ]
-    return expressions + lookup(path.isSinglePort ? .ports : .portRanges, key: Register(0), to: Register(11))
-  }
-
-  /// A look-up with its round through the packet's mark, which is put back at once.
-  private func lookup(_ map: MapName, key: Register, to: Register) -> [Expression] {
-    [.lookup(map, key: key, to: to, inverted: false)] + roundTrip(to) + restoreMark
-  }
-
-  /// A constant that nft 1.0.6 can list as part of a key.
-  private func zero(_ register: Register) -> [Expression] {
-    [.meta(.mark, to: register), .and(register, mask: 0)] + roundTrip(register) + restoreMark
-  }
-
-  private func peer(_ side: Side, to register: Register) -> Expression {
-    side.peerIsDestination ? destination(to: register) : source(to: register)
-  }
-
-  /// Tells who listens which clause denied a packet: the same look-ups once more, for denied packets only.
-  private func reportRules(_ direction: PolicyDirection, isAudit: Bool) -> [RuleSpec] {
-    let prefix = "\(isAudit ? "audit" : DropReason.policyDenied.rawValue) \(direction)"
-    let end: [Expression] = isAudit ? restoreMark + [.verdict(.return)] : [.counter, .verdict(.drop)]
-    let unstamp = RuleSpec(
-      comment: "what is in force denies it",
-      expressions: judgedOnce + [
-        .conntrack(.mark, original: false, to: Register(0)), .and(Register(0), mask: ~policy.markMask),
-        .setConntrackMark(from: Register(0)),
-      ])
-    let rules = [true, false].flatMap { isReply -> [RuleSpec] in
-      let side = Side(direction: direction, isReply: isReply)
-      return Path.all.map { path in
-        RuleSpec(
-          comment: path.comment,
-          expressions: (isReply ? answer : []) + clause(side, path) + [
-            .lookup(.clauseLabels, key: Register(10), to: Register(12), inverted: false),
-            .setMeta(.mark, from: Register(12)), .log(prefix: prefix),
-          ] + end)
-      }
-    }
-    return (isAudit ? [] : [unstamp]) + rules + [
-      RuleSpec(
-        comment: "changed meanwhile", expressions: [.log(prefix: prefix)] + (isAudit ? [.verdict(.return)] : end))
-    ]
-  }
-
   // MARK: Pieces
 
   private func state(_ bits: UInt32) -> [Expression] {
@@ -319,16 +169,19 @@ extension Layout {
   }
 
   /// Passes for flows that were allowed when they were last judged.
-  private var judgedOnce: [Expression] {
+  var judgedOnce: [Expression] {
     [
       .conntrack(.mark, original: false, to: Register(0)), .and(Register(0), mask: policy.markMask),
       .compare(Register(0), equal: false, [0, 0, 0, 0]),
     ]
   }
 
+  /// Passes for packets of a flow that has been answered.
+  var live: [Expression] { state(State.established) }
+
   /// Passes for packets of a live flow that go the other way.
   private var answer: [Expression] {
-    state(State.established) + [
+    live + [
       .conntrack(.direction, original: false, to: Register(0)), .compare(Register(0), equal: true, [1]),
     ]
   }

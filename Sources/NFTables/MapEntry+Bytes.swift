@@ -38,7 +38,10 @@ extension MapEntry {
       out.append(range.first)
     case .blockTable: out.append(UInt32(0))
     case .revision(_, let revision): out.append(revision)
-    case .pair(_, _, let first, let second, _), .clause(_, let first, let second, _):
+    case .pair(_, let key, _):
+      out.append(key.subject.rawValue)
+      out.append(key.identity.rawValue)
+    case .clause(_, let first, let second, _), .clauseLabel(_, let first, let second, _):
       out.append(first)
       out.append(second)
     case .port(_, let set, let port, _):
@@ -77,8 +80,11 @@ extension MapEntry {
       out.append(port: backend.port.number)
     case .stickySlot(_, _, _, let backend): out.append(backend)
     case .subject(_, _, _, let value), .identity(_, let value), .block(_, _, let value), .blockTable(_, let value),
-      .pair(_, _, _, _, let value), .port(_, _, _, let value), .portRange(_, _, _, let value):
+      .clauseLabel(_, _, _, let value), .port(_, _, _, let value), .portRange(_, _, _, let value):
       out.append(value)
+    case .pair(_, _, let value):
+      out.append(value.attribution.rawValue)
+      out.append(value.portSet.rawValue)
     default: break
     }
   }
@@ -133,7 +139,7 @@ extension MapEntry {
       guard let mac = MACAddress(bytes: key[16..<22]) else { return nil }
       reader.skip(8)
       return reader.address(family).map { .podSource(name, mac, $0) }
-    case .dispatch, .remoteDispatch, .balancers, .remoteBalancers:
+    case .dispatch, .remoteDispatch, .balancers, .remoteBalancers, .outcomes:
       return verdict.map { .verdict(family, map, code: reader.number(), $0) }
     case .affinity: return nil
     case .revision: return .revision(family, reader.number())
@@ -141,8 +147,13 @@ extension MapEntry {
     case .podRanges: return range(family, first: key, end: end).map { .range(map, $0) }
     case .verdicts:
       return verdict.map { .clause(family, attribution: reader.number(), clause: reader.number(), $0) }
-    case .egressSubjects, .ingressSubjects, .identities, .blocks, .blockTable, .pairs, .attributions, .clauseLabels,
-      .ports, .portRanges:
+    case .pairs:
+      guard data.count == 8 else { return nil }
+      let key = PairKey(SubjectID(rawValue: reader.number()), IdentityID(rawValue: reader.number()))
+      var value = ElementReader(data)
+      let attribution = AttributionID(rawValue: value.number())
+      return .pair(family, key, PairValue(portSet: PortSetID(rawValue: value.number()), attribution: attribution))
+    case .egressSubjects, .ingressSubjects, .identities, .blocks, .blockTable, .clauseLabels, .ports, .portRanges:
       guard let value = ElementReader(data).only() else { return nil }
       return decodePolicy(family, map, key, end, value)
     }
@@ -160,8 +171,8 @@ extension MapEntry {
       return range(family, first: Array(key.dropFirst(4)), end: end.map { Array($0.dropFirst(4)) })
         .map { .block(table: table, $0, value) }
     case .blockTable: return reader.number() == 0 ? .blockTable(family, value) : nil
-    case .pairs, .attributions, .clauseLabels:
-      return .pair(family, map, reader.number(), reader.number(), value: value)
+    case .clauseLabels:
+      return .clauseLabel(family, attribution: reader.number(), clause: reader.number(), value)
     case .ports:
       let set = reader.number()
       return .port(family, set: set, reader.portKey(), clause: value)

@@ -29,8 +29,8 @@ enum MapEntry: Sendable, Hashable {
   case identity(IPAddress, UInt32)
   case block(table: UInt32, AddressRange, UInt32)
   case blockTable(IPFamily, UInt32)
-  /// In `pairs`, `attributions` or `clauseLabels`.
-  case pair(IPFamily, MapName, UInt32, UInt32, value: UInt32)
+  case pair(IPFamily, PairKey, PairValue)
+  case clauseLabel(IPFamily, attribution: UInt32, clause: UInt32, UInt32)
   case port(IPFamily, set: UInt32, PortKey, clause: UInt32)
   case portRange(IPFamily, set: UInt32, ClosedRange<PortKey>, clause: UInt32)
   case clause(IPFamily, attribution: UInt32, clause: UInt32, Verdict)
@@ -43,7 +43,7 @@ enum MapEntry: Sendable, Hashable {
   var map: MapName {
     switch self {
     case .frontend(let map, _, _, _), .address(let map, _), .range(let map, _), .verdict(_, let map, _, _),
-      .foreign(_, let map, _), .subject(_, let map, _, _), .pair(_, let map, _, _, _):
+      .foreign(_, let map, _), .subject(_, let map, _, _):
       map
     case .identity: .identities
     case .block: .blocks
@@ -51,6 +51,8 @@ enum MapEntry: Sendable, Hashable {
     case .port: .ports
     case .portRange: .portRanges
     case .clause: .verdicts
+    case .clauseLabel: .clauseLabels
+    case .pair: .pairs
     case .set: .sets
     case .backend: .backends
     case .stickySlot: .stickySlots
@@ -69,8 +71,9 @@ enum MapEntry: Sendable, Hashable {
       address.family
     case .set(let family, _, _), .stickySlot(let family, _, _, _), .interface(let family, _),
       .verdict(let family, _, _, _), .foreign(let family, _, _), .subject(let family, _, _, _),
-      .blockTable(let family, _), .pair(let family, _, _, _, _), .port(let family, _, _, _),
-      .portRange(let family, _, _, _), .clause(let family, _, _, _), .revision(let family, _):
+      .blockTable(let family, _), .pair(let family, _, _), .port(let family, _, _, _),
+      .portRange(let family, _, _, _), .clause(let family, _, _, _), .clauseLabel(let family, _, _, _),
+      .revision(let family, _):
       family
     case .backend(_, _, let backend), .stickyBackend(_, _, let backend): backend.address.family
     case .range(_, let range), .sourceRange(_, let range), .block(_, let range, _): range.first.family
@@ -108,8 +111,12 @@ enum MapEntry: Sendable, Hashable {
     // An interval's end is no part of its key: two cannot begin together.
     case .block(let table, let range, _): Key(entry: .block(table: table, AddressRange(CIDR(host: range.first)), 0))
     case .blockTable(let family, _): Key(entry: .blockTable(family, 0))
-    case .pair(let family, let map, let first, let second, _):
-      Key(entry: .pair(family, map, first, second, value: 0))
+    case .pair(let family, let key, _):
+      Key(
+        entry: .pair(
+          family, key, PairValue(portSet: PortSetID(rawValue: 0), attribution: AttributionID(rawValue: 0))))
+    case .clauseLabel(let family, let attribution, let clause, _):
+      Key(entry: .clauseLabel(family, attribution: attribution, clause: clause, 0))
     case .port(let family, let set, let port, _): Key(entry: .port(family, set: set, port, clause: 0))
     case .portRange(let family, let set, let range, _):
       Key(entry: .portRange(family, set: set, range.lowerBound...range.lowerBound, clause: 0))
@@ -139,7 +146,11 @@ extension MapEntry: CustomStringConvertible {
       case .identity(let address, let identity): "\(address) : \(identity)"
       case .block(let table, let range, let identity): "\(hex(table)) . \(range) : \(identity)"
       case .blockTable(_, let number), .revision(_, let number): hex(number)
-      case .pair(_, _, let first, let second, let value): "\(hex(first)) . \(hex(second)) : \(hex(value))"
+      case .pair(_, let key, let value):
+        "\(hex(key.subject.rawValue)) . \(hex(key.identity.rawValue)) : "
+          + "\(hex(value.attribution.rawValue)) . \(hex(value.portSet.rawValue))"
+      case .clauseLabel(_, let attribution, let clause, let label):
+        "\(hex(attribution)) . \(hex(clause)) : \(hex(label))"
       case .port(_, let set, let port, let clause): "\(hex(set)) . \(port) : \(hex(clause))"
       case .portRange(_, let set, let range, let clause):
         "\(hex(set)) . \(range.lowerBound)-\(range.upperBound) : \(hex(clause))"

@@ -43,15 +43,16 @@ enum MapName: String, Sendable, Hashable, CaseIterable {
   case podRanges = "pod-ranges"
   /// The revision in the marks of flows that have been judged by the tables as they are; one element.
   case revision
-  /// (Subject, identity) -> port set, and -> attribution.
-  case pairs
-  case attributions
+  /// (Subject, identity) -> attribution and port set.
+  case pairs = "pair-values"
   /// (Port set, protocol, port) -> clause: single ports, and everything else.
   case ports
   case portRanges = "port-ranges"
   /// (Attribution, clause) -> what to do, counted; and -> the number that names it in a log line.
   case verdicts
   case clauseLabels = "clause-labels"
+  /// `ClauseLabel.passes` of a label -> what becomes of the packet.
+  case outcomes
 }
 
 /// nft's own data type numbers: they only make `nft list ruleset` readable.
@@ -107,7 +108,7 @@ struct MapSpec: Sendable, Hashable {
       case .stickySlots: keyed(8, [.mark, .mark], mark)
       case .stickyBackends: keyed(8, [.mark, .mark], backend)
       case .affinity: keyed(words + 4, [address, .mark], mark)
-      case .dispatch, .remoteDispatch, .balancers, .remoteBalancers: keyed(4, [.mark], .verdict)
+      case .dispatch, .remoteDispatch, .balancers, .remoteBalancers, .outcomes: keyed(4, [.mark], .verdict)
       case .serviceAddresses, .otherAddresses, .serviceRanges, .clusterRanges: keyed(words, [address], .none)
       // One integer: nft 1.0.6 crashes on intervals of a joined type that were not made as such.
       case .sourceRanges: keyed(4 + words, [.integer], .none)
@@ -119,7 +120,9 @@ struct MapSpec: Sendable, Hashable {
       case .identities: keyed(words, [address], mark)
       case .blocks: keyed(4 + words, [.integer], mark)
       case .blockTable: keyed(4, [.mark], mark)
-      case .pairs, .attributions, .clauseLabels: keyed(8, [.mark, .mark], mark)
+      case .pairs:
+        keyed(8, [.mark, .mark], .data(length: 8, displayType: DisplayType.concatenated([.mark, .mark])))
+      case .clauseLabels: keyed(8, [.mark, .mark], mark)
       case .ports: keyed(12, [.mark, .l4Protocol, .service], mark)
       case .portRanges: keyed(12, [.integer], mark)
       case .verdicts: keyed(8, [.mark, .mark], .verdict)
@@ -127,7 +130,7 @@ struct MapSpec: Sendable, Hashable {
       }
     switch name {
     case .localInterfaces, .sets, .backends, .stickySlots, .stickyBackends, .dispatch, .remoteDispatch, .balancers,
-      .remoteBalancers, .egressSubjects, .ingressSubjects, .blockTable, .pairs, .attributions, .clauseLabels, .verdicts,
+      .remoteBalancers, .egressSubjects, .ingressSubjects, .blockTable, .pairs, .clauseLabels, .verdicts, .outcomes,
       .revision:
       keyByteOrder = 1
     default: break

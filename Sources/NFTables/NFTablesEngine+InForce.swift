@@ -52,17 +52,17 @@ extension NFTablesEngine {
     var largest: UInt32 = 0
     for family in IPFamily.allCases {
       let maps = try connection.readTable(family).maps
-      guard [MapName.identities, .blocks, .pairs].allSatisfy({ maps[$0.rawValue] != nil }) else { continue }
+      guard [MapName.identities, .blocks].allSatisfy({ maps[$0.rawValue] != nil }) else { continue }
       try connection.readElements(family, .identities) { entry in
         if case .identity(let address, let identity) = entry { addresses[address] = IdentityID(rawValue: identity) }
       }
       try connection.readElements(family, .blocks) { entry in
         if case .block(_, let range, let identity) = entry { atoms[range] = IdentityID(rawValue: identity) }
       }
+      // Earlier builds had another map of pairs: none of its elements is met by the rules that are written now.
+      guard maps[MapName.pairs.rawValue] != nil else { continue }
       try connection.readElements(family, .pairs) { entry in
-        if case .pair(_, _, _, let identity, _) = entry {
-          largest = max(largest, IdentityID(rawValue: identity).serial)
-        }
+        if case .pair(_, let key, _) = entry { largest = max(largest, key.identity.serial) }
       }
     }
     for identity in addresses.values { largest = max(largest, identity.serial) }

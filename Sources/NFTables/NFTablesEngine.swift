@@ -33,6 +33,10 @@ public struct NFTablesEngine: NodeEngine {
   public static let defaultMarkMask: UInt32 = 0xffff_f000
   /// Where rules tell of packets: a group of nfnetlink_log.
   public static let logGroup = Layout.logGroup
+  /// Of lines about clauses, whose packet mark is the clause's label. Every other prefix is a `DropReason`.
+  public static func policyDirection(ofLogPrefix prefix: String) -> PolicyDirection? {
+    PolicyDirection.allCases.first { prefix == Layout.logPrefix($0) }
+  }
 
   /// - Parameters:
   ///   - markMask: bits of conntrack marks that nobody else uses, at least 8 of them, adjacent. A flow that was silent
@@ -116,18 +120,27 @@ public struct NFTablesEngine: NodeEngine {
       let adopted = compareStructure(kernel, family, tables, &structure, &leftOver, &drift)
       deferred.add(leftOver)
       var plan = Plan()
-      if adopted.count == MapName.allCases.count {
-        // One transaction, as of any delta: between two of them packets would meet a world that is neither the old nor
-        // the new one, for ever if the agent is killed there.
-        // New chains before what leads to them (see Planner.planSets).
-        for operation in structure {
-          if case .addChain = operation { plan.before.append(operation) } else { plan.now.append(operation) }
-        }
-      } else {
+      if adopted.isEmpty {
         try commit(structure)
+      } else {
+        // An earlier build's table: its rules look maps up that are full, and go on doing so until the new ones are.
+        try commit(structure.filter { if case .addMap = $0 { true } else { false } })
       }
-      for map in MapName.inDependencyOrder {
-        try mend(map, family, tables, isAdopted: adopted.contains(map), &plan, &drift)
+      for map in MapName.inDependencyOrder where !adopted.contains(map) {
+        try mend(map, family, tables, isAdopted: false, &plan, &drift)
+      }
+      // One transaction, as of any delta: between two of them packets would meet a world that is neither the old nor the
+      // new one, for ever if the agent is killed there.
+      for operation in structure where !adopted.isEmpty {
+        switch operation {
+        case .addMap: break
+        // Before what leads to them (see Planner.planSets).
+        case .addChain: plan.before.append(operation)
+        default: plan.now.append(operation)
+        }
+      }
+      for map in MapName.inDependencyOrder where adopted.contains(map) {
+        try mend(map, family, tables, isAdopted: true, &plan, &drift)
         // Not so many at once that memory would not do: much is wrong anyway.
         if plan.now.count > Self.pieceSize { try execute(plan.take()) }
       }
@@ -160,9 +173,7 @@ public struct NFTablesEngine: NodeEngine {
     for entry in differences.extra {
       drift.add(.extra, "\(entry)")
       // A pair of another time under a number that stands for other addresses now: no packet may meet both.
-      if case .pair(_, _, _, let identity, _) = entry, map == .pairs || map == .attributions,
-        used.contains(IdentityID(rawValue: identity))
-      {
+      if case .pair(_, let key, _) = entry, used.contains(key.identity) {
         plan.now.append(.delete(entry))
       } else {
         plan.remove(entry)

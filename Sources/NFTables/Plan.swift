@@ -78,7 +78,7 @@ struct Plan: Sendable, Equatable {
   mutating func remove(_ entry: MapEntry) {
     switch entry.map {
     case .sets, .backends, .stickySlots, .sourceRanges, .dispatch, .remoteDispatch, .balancers, .remoteBalancers,
-      .blocks, .pairs, .attributions, .ports, .portRanges, .verdicts, .clauseLabels:
+      .blocks, .pairs, .ports, .portRanges, .verdicts, .clauseLabels:
       later.append(.delete(entry))
     default: now.append(.delete(entry))
     }
@@ -88,8 +88,8 @@ struct Plan: Sendable, Equatable {
 extension MapName {
   /// All maps, each behind those it leads to: filled in this order, a packet meets a frontend last.
   static let inDependencyOrder: [MapName] = [
-    .podSources, .hairpin, .clusterRanges, .ownAddresses, .clauseLabels, .verdicts, .portRanges, .ports,
-    .attributions, .pairs, .blocks, .podRanges, .blockTable, .identities, .revision, .egressSubjects, .ingressSubjects,
+    .podSources, .hairpin, .clusterRanges, .ownAddresses, .outcomes, .clauseLabels, .verdicts, .portRanges,
+    .ports, .pairs, .blocks, .podRanges, .blockTable, .identities, .revision, .egressSubjects, .ingressSubjects,
     .localInterfaces, .sourceRanges, .dispatch, .remoteDispatch, .balancers,
     .remoteBalancers, .backends, .stickySlots, .stickyBackends, .sets, .guarded, .remoteFrontends, .frontends,
     .serviceAddresses, .otherAddresses, .serviceRanges,

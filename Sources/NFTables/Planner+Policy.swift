@@ -11,21 +11,15 @@ extension Planner {
       }
     }
     for (key, change) in delta.clauses {
-      let direction =
-        (tables.policies.attributions[key.attribution] ?? delta.attributions[key.attribution]?.old)?.direction
-        ?? .ingress
       for family in IPFamily.allCases {
         changes.replace(
-          Self.clauseEntries(key, change.old, direction, family),
-          with: Self.clauseEntries(key, change.new, direction, family))
+          Self.clauseEntries(key, change.old, family), with: Self.clauseEntries(key, change.new, family))
       }
     }
     // Straight into the plan, not through `changes`: nothing else has their keys, and a split has 100,000 of them.
     for (key, change) in delta.pairs {
-      // The same elements, in the same order, of both.
-      let (old, new) = (Self.pairEntries(key, change.old), Self.pairEntries(key, change.new))
-      for index in 0..<max(old.count, new.count) {
-        plan.replace(index < old.count ? old[index] : nil, with: index < new.count ? new[index] : nil)
+      for family in IPFamily.allCases where Self.isOf(family, key) {
+        plan.replace(change.old.map { .pair(family, key, $0) }, with: change.new.map { .pair(family, key, $0) })
       }
     }
     for (address, change) in delta.identities {
@@ -66,33 +60,25 @@ extension Planner {
       + ranges.map { .portRange(family, set: id.rawValue, $0.ports, clause: $0.clause.rawValue) }
   }
 
-  static func clauseEntries(
-    _ key: ClauseKey, _ label: UInt32?, _ direction: PolicyDirection, _ family: IPFamily
-  ) -> [MapEntry] {
+  static func clauseEntries(_ key: ClauseKey, _ label: UInt32?, _ family: IPFamily) -> [MapEntry] {
     guard let label else { return [] }
-    let verdict: Verdict =
-      switch key.clause.kind {
-      case .allow, .notIsolated: .return
-      // Not `goto`: at each element that leads to a chain, the kernel walks all rules and all elements of every verdict map
-      // (nft_table_validate), so that a policy would cost what all others are.
-      case .defaultDeny, .overLimit: .continue
-      case .auditDeny: .goto("audit-\(direction)")
-      }
     let (attribution, clause) = (key.attribution.rawValue, key.clause.rawValue)
-    let entry = MapEntry.clause(family, attribution: attribution, clause: clause, verdict)
-    if verdict == .return { return [entry] }
-    return [entry, .pair(family, .clauseLabels, attribution, clause, value: label)]
-  }
-
-  static func pairEntries(_ key: PairKey, _ value: PairValue?) -> [MapEntry] {
-    guard let value else { return [] }
-    return (key.identity.family.map { [$0] } ?? IPFamily.allCases).flatMap { family -> [MapEntry] in
-      let (subject, identity) = (key.subject.rawValue, key.identity.rawValue)
+    // No verdict leads to a chain: at each element that does, the kernel walks all rules and all elements of every verdict
+    // map (nft_table_validate), so that a policy would cost what all others are.
+    switch key.clause.kind {
+    case .allow, .notIsolated: return [.clause(family, attribution: attribution, clause: clause, .return)]
+    // Are told of: the rule goes on.
+    case .defaultDeny, .overLimit, .auditDeny:
       return [
-        .pair(family, .pairs, subject, identity, value: value.portSet.rawValue),
-        .pair(family, .attributions, subject, identity, value: value.attribution.rawValue),
+        .clause(family, attribution: attribution, clause: clause, .continue),
+        .clauseLabel(family, attribution: attribution, clause: clause, label),
       ]
     }
+  }
+
+  /// Whether a family's table has the pair.
+  private static func isOf(_ family: IPFamily, _ key: PairKey) -> Bool {
+    key.identity.family.map { $0 == family } ?? true
   }
 
   static func blockEntries(_ table: BlockTable?, _ family: IPFamily) -> [MapEntry] {
@@ -131,18 +117,15 @@ extension Planner {
       for endpoint in tables.node.endpoints.values {
         for entry in Self.subjectEntries(endpoint) where entry.map == map && entry.family == family { body(entry) }
       }
-    case .pairs, .attributions:
-      for (key, value) in tables.policies.pairs {
-        for entry in Self.pairEntries(key, value) where entry.map == map && entry.family == family { body(entry) }
-      }
+    case .pairs:
+      for (key, value) in tables.policies.pairs where Self.isOf(family, key) { body(.pair(family, key, value)) }
     case .ports, .portRanges:
       for (id, set) in tables.policies.portSets {
         for entry in Self.portEntries(id, set, family) where entry.map == map { body(entry) }
       }
     case .verdicts, .clauseLabels:
       for (key, label) in tables.policies.clauses {
-        let direction = tables.policies.attributions[key.attribution]?.direction ?? .ingress
-        for entry in Self.clauseEntries(key, label, direction, family) where entry.map == map { body(entry) }
+        for entry in Self.clauseEntries(key, label, family) where entry.map == map { body(entry) }
       }
     default: break
     }
@@ -152,12 +135,9 @@ extension Planner {
   func wantedPolicy(insteadOf entry: MapEntry, of tables: Tables) -> MapEntry? {
     switch entry {
     case .identity(let address, _): return tables.identities.addresses[address].map { .identity(address, $0.rawValue) }
-    case .pair(let family, let map, let subject, let identity, _) where map != .clauseLabels:
-      let key = PairKey(SubjectID(rawValue: subject), IdentityID(rawValue: identity))
-      guard key.identity.family ?? family == family, let value = tables.policies.pairs[key] else { return nil }
-      return .pair(
-        family, map, subject, identity,
-        value: map == .pairs ? value.portSet.rawValue : value.attribution.rawValue)
+    case .pair(let family, let key, _):
+      guard Self.isOf(family, key) else { return nil }
+      return tables.policies.pairs[key].map { .pair(family, key, $0) }
     default: return nil
     }
   }

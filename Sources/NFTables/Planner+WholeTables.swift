@@ -27,7 +27,7 @@ extension Planner {
         for entry in Self.entries(id, set) where entry.map == map { body(entry) }
       }
     case .affinity: break
-    case .dispatch, .remoteDispatch, .balancers, .remoteBalancers:
+    case .dispatch, .remoteDispatch, .balancers, .remoteBalancers, .outcomes:
       for use in chainUses.keys where use.family == family {
         for entry in Self.verdicts(use) where entry.map == map { body(entry) }
       }
@@ -42,7 +42,7 @@ extension Planner {
       for entry in clusterRangeEntries(tables.node.clusterRanges) where entry.family == family { body(entry) }
     case .sourceRanges: rangeLists.forEachEntry(family, body)
     case .ownAddresses, .egressSubjects, .ingressSubjects, .identities, .blocks, .blockTable, .podRanges, .pairs,
-      .attributions, .ports, .portRanges, .verdicts, .clauseLabels, .revision:
+      .ports, .portRanges, .verdicts, .clauseLabels, .revision:
       forEachPolicyEntry(map, family, of: tables, body)
     case .localInterfaces, .podSources, .hairpin:
       for entry in Self.constantEntries(family) where entry.map == map { body(entry) }
@@ -80,7 +80,7 @@ extension Planner {
   }
 
   static let mapsThatGrow: Set<MapName> = [
-    .frontends, .remoteFrontends, .guarded, .sets, .backends, .serviceAddresses, .identities, .pairs, .attributions,
+    .frontends, .remoteFrontends, .guarded, .sets, .backends, .serviceAddresses, .identities, .pairs,
   ]
 
   static func backendSet(

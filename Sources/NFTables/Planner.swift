@@ -112,7 +112,10 @@ struct Planner: Sendable {
           MapEntry.verdict(family, map, code: DispatchCode.reject, .goto("reject-flow")),
           .verdict(family, map, code: DispatchCode.drop, .goto("drop-no-local-endpoint")),
         ]
-      }
+      } + [
+        .verdict(family, .outcomes, code: 0, .continue),
+        .verdict(family, .outcomes, code: ClauseLabel.passes, .return),
+      ]
   }
 
   static func setKey(_ id: BackendSetID) -> UInt32 {

@@ -21,7 +21,7 @@ extension NFTablesEngine {
   private static let policyMaps: Set<String> = Set(
     [
       MapName.localInterfaces, .podSources, .hairpin, .ownAddresses, .egressSubjects, .ingressSubjects, .identities,
-      .blocks, .blockTable, .podRanges, .pairs, .attributions, .ports, .portRanges, .verdicts, .clauseLabels,
+      .blocks, .blockTable, .podRanges, .pairs, .ports, .portRanges, .verdicts, .clauseLabels, .outcomes,
       .revision,
     ].map(\.rawValue))
 

@@ -150,9 +150,7 @@ extension Connection {
           if isInterval {
             bounds.append((element.key, element.data, element.isEnd))
           } else {
-            body(
-              MapEntry(
-                family: family, map: map, key: element.key, end: nil, data: element.data, verdict: element.verdict))
+            body(MapEntry(family: family, map: map, element))
           }
         }
       }
@@ -181,6 +179,14 @@ extension Connection {
 extension KernelMessage {
   fileprivate var header: UnsafePointer<nlmsghdr>? {
     whole.baseAddress?.assumingMemoryBound(to: nlmsghdr.self)
+  }
+}
+
+extension MapEntry {
+  /// Of a map without intervals.
+  init(family: IPFamily, map: MapName, _ element: KernelElement) {
+    self.init(
+      family: family, map: map, key: element.key, end: nil, data: element.data, verdict: element.verdict)
   }
 }
 

@@ -31,7 +31,7 @@ struct PairValues {
     if isNewAttribution { delta.attributions.add(value.attribution, attribution) }
     for clause in Set(ports.entries.map(\.clause)) {
       let key = ClauseKey(value.attribution, clause)
-      let (label, isNew) = labels.retain(key) {
+      let (label, isNew) = labels.retain(key, lowestBit: ClauseLabel.lowestBit(of: clause)) {
         $1.add($0.attribution.rawValue)
         $1.add($0.clause.rawValue)
       }

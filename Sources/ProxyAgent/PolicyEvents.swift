@@ -210,14 +210,16 @@ extension PacketLogMessage: NamedByReconciler {
   func named(by reconciler: isolated Reconciler) -> PolicyEvent {
     var event = PolicyEvent(time: timestamp ?? .now, kind: .drop)
     event.revision = reconciler.revision
-    let words = prefix.split(separator: " ")
-    event.direction = words.count > 1 ? PolicyDirection.allCases.first { $0.description == words[1] } : nil
-    event.kind = words.first == "audit" ? .audit : .drop
-    // What an audit policy would have done it for.
-    event.reason = event.kind == .audit ? DropReason.policyDenied.rawValue : words.first.map(String.init) ?? ""
-    if event.direction != nil, let meaning = reconciler.clauses.meaning(of: mark) {
-      event.policies = meaning.attribution.policies(of: meaning.clause)
-      event.isDefaultDeny = meaning.clause.kind == .defaultDeny || meaning.clause.kind == .auditDeny
+    event.reason = prefix
+    if let direction = NFTablesEngine.policyDirection(ofLogPrefix: prefix) {
+      event.direction = direction
+      // An audit's is what the policy would have done it for.
+      event.reason = DropReason.policyDenied.rawValue
+      event.kind = mark & ClauseLabel.passes == 0 ? .drop : .audit
+      if let meaning = reconciler.clauses.meaning(of: mark) {
+        event.policies = meaning.attribution.policies(of: meaning.clause)
+        event.isDefaultDeny = meaning.clause.kind == .defaultDeny || meaning.clause.kind == .auditDeny
+      }
     }
     let interfaces = [inputInterface, outputInterface].compactMap { $0.flatMap(Reconciler.interfaceName) }
     event.interface = interfaces.first { reconciler.tables.node.endpoints[$0] != nil }

@@ -114,9 +114,9 @@ extension PolicyBehaviour {
           ["ip", "ip6"].map { ["flush", kind, $0, "sluice", map] }
         }
         for (what, commands) in [
-          ("an identity", one), ("identities", flush("identities")), ("pairs", flush("pairs")),
+          ("an identity", one), ("identities", flush("identities")), ("pairs", flush("pair-values")),
           ("subjects", flush("ingress-subjects") + flush("egress-subjects")), ("verdicts", flush("verdicts")),
-          ("clauses", flush("attributions") + flush("port-ranges")),
+          ("clauses", flush("clause-labels") + flush("outcomes") + flush("port-ranges")),
           ("interfaces", flush("local-interfaces", kind: "set")),
         ] {
           let count = try prober.during { try Self.damage(stage.lab, commands) }

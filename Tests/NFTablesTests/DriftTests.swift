@@ -10,7 +10,9 @@ import Testing
     for map in [MapName.pairs, .verdicts, .identities, .blocks, .egressSubjects, .hairpin, .podRanges] {
       #expect(NFTablesEngine.isAboutPolicy(Drift(.missing, "map ip \(map.rawValue)")), "\(map)")
     }
-    let element = MapEntry.pair(.v6, .pairs, 1, 2, value: 3)
+    let element = MapEntry.pair(
+      .v6, PairKey(SubjectID(rawValue: 1), IdentityID(rawValue: 2)),
+      PairValue(portSet: PortSetID(rawValue: 3), attribution: AttributionID(rawValue: 4)))
     #expect(NFTablesEngine.isAboutPolicy(Drift(.different, "\(element), should be \(element)")))
     for family in IPFamily.allCases {
       let layout = Layout(family: family, internalAddress: nil)

@@ -144,7 +144,7 @@ import Testing
       findings.expect(open?.isAllowed == true && open?.agrees(with: expected.ingress) == false, "an open verdict")
       // Another wildcard.
       let wildcard = "0x\(String(pair.subject.rawValue, radix: 16)) . 0x0"
-      findings.expect(try run("nft delete element ip sluice pairs '{ \(wildcard) }'").status == 0, "damage")
+      findings.expect(try run("nft delete element ip sluice pair-values '{ \(wildcard) }'").status == 0, "damage")
       findings.expect(try look()?.decision == .dropped(.noVerdict), "without the wildcard")
       findings.expect(try run("nft flush map ip sluice ingress-subjects").status == 0, "damage")
       findings.expect(try look()?.decision == .dropped(.unknownEndpoint), "without subjects")

@@ -94,7 +94,7 @@ import Testing
     }
     let listing = try run("nft list ruleset")
     findings.expect(
-      listing.status == 0 && listing.output.contains("@pairs"), "nft lists: \(listing.output.prefix(500))")
+      listing.status == 0 && listing.output.contains("@pair-values"), "nft lists: \(listing.output.prefix(500))")
     findings.expect(try node.rig.packetsWithStrangeMark() == 0, "a packet left with another mark than it came with")
     return seen
   }

@@ -82,7 +82,7 @@ import Testing
             continue
           }
           let line = Line(
-            prefix: "policy-denied \(isEgress ? "egress" : "ingress")", label: node.tables.policies.clauses[key] ?? 0)
+            prefix: "policy \(isEgress ? "egress" : "ingress")", label: node.tables.policies.clauses[key] ?? 0)
           try node.check([trial], &findings)
           let found = try Self.read(log, atLeast: 1, &findings)
           findings.expect(Array(found.values) == [[line]], "\(trial.name): lines \(found), not \(line)")
@@ -165,11 +165,11 @@ import Testing
         let label = node.tables.policies.clauses[key] ?? 0
         if key.clause.kind == .auditDeny {
           totals.audited += 1
-          lines.append(Line(prefix: "audit \(direction)", label: label))
+          lines.append(Line(prefix: "policy \(direction)", label: label | ClauseLabel.passes))
         }
         guard !key.clause.isAllowed else { continue }
         totals.denied += 1
-        return lines + [Line(prefix: "policy-denied \(direction)", label: label)]
+        return lines + [Line(prefix: "policy \(direction)", label: label & ~ClauseLabel.passes)]
       case .notLocal, .exempt, .unrestricted: continue
       }
     }
@@ -193,7 +193,7 @@ import Testing
           continue
         }
         // Without a clause the mark is the packet's own.
-        let hasLabel = message.prefix.hasPrefix("audit ") || message.prefix.hasPrefix("policy-denied ")
+        let hasLabel = NFTablesEngine.policyDirection(ofLogPrefix: message.prefix) != nil
         found[packet.number, default: []].append(
           Line(prefix: message.prefix, label: hasLabel ? message.mark : 0))
         total += 1
@@ -206,7 +206,7 @@ import Testing
   private static func counters() throws -> [ClauseKey: Int] {
     var counts: [ClauseKey: Int] = [:]
     for family in ["ip", "ip6"] {
-      // `0x2b33c9ca . 0x00020000 counter packets 16 bytes 800 : goto deny-egress`
+      // `0x2b33c9ca . 0x00020000 counter packets 16 bytes 800 : continue`
       let words = try run("nft list map \(family) sluice verdicts").output.split(whereSeparator: \.isWhitespace)
       for index in words.indices where words[index] == "counter" && index >= 3 && index + 2 < words.count {
         guard let attribution = UInt32(words[index - 3].dropFirst(2), radix: 16),

@@ -267,7 +267,7 @@ import Testing
   /// Maps: what is not found is denied, and what is found less exactly is allowed less.
   private static let emptiedMaps: [Damage] =
     [
-      "identities", "pairs", "attributions", "verdicts", "clause-labels", "port-ranges", "blocks", "block-table",
+      "identities", "pair-values", "verdicts", "clause-labels", "outcomes", "port-ranges", "blocks", "block-table",
       "egress-subjects", "ingress-subjects",
     ].map { Damage(command: "flush map TABLE \($0)") }
     + ["local-interfaces", "pod-sources", "hairpin", "own-addresses", "pod-ranges"].map {

@@ -177,7 +177,8 @@ import Testing
     try agent.damage()
     let found = try #require(try await agent.reconciler.policyDiff()["differences"]?.arrayValue)
     #expect(found.map { $0["between"] }.allSatisfy { $0 == "agent and kernel" })
-    #expect(found.contains { $0["object"]?.stringValue?.hasPrefix("ip pairs {") == true && $0["kind"] == "missing" })
+    #expect(
+      found.contains { $0["object"]?.stringValue?.hasPrefix("ip pair-values {") == true && $0["kind"] == "missing" })
     #expect(!found.contains { $0["object"]?.stringValue?.contains("frontends") == true })
     let explained = try await agent.explain("shop/cart-1", "shop/db-0", "5432")
     #expect(explained.at("paths", "0", "ingress", "kernel", "agrees") == false)
@@ -204,7 +205,7 @@ import Testing
   // MARK: Events
 
   /// A SYN from cart-1 to db-0.
-  private static func denied(mark: UInt32, prefix: String = "policy-denied ingress") throws -> PacketLogMessage {
+  private static func denied(mark: UInt32, prefix: String = "policy ingress") throws -> PacketLogMessage {
     var packet: [UInt8] = [0x45, 0, 0, 40, 0, 1, 0x40, 0, 64, 6, 0, 0, 10, 244, 1, 2, 10, 244, 1, 3]
     packet += [0x9c, 0xba, 0x15, 0x38, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0]
     return PacketLogMessage(
@@ -252,7 +253,7 @@ import Testing
     sent.inputInterface = nil
     let events = await events(
       [
-        try Self.denied(mark: label, prefix: "audit egress"), try Self.denied(mark: 0), torn, sent,
+        try Self.denied(mark: label, prefix: "policy egress"), try Self.denied(mark: 0), torn, sent,
         try Self.denied(mark: label, prefix: "forged-source"),
       ], agent)
     #expect(events.map { $0["type"] } == ["audit", "drop", "drop", "drop", "drop"])
@@ -279,7 +280,7 @@ extension AgentUnderTest {
   /// Takes from the kernel what policies and Services need.
   func damage() throws {
     try namespace.namespace.run {
-      for map in ["pairs", "frontends"] {
+      for map in ["pair-values", "frontends"] {
         guard system("nft flush map ip sluice \(map)") == 0 else { throw AgentError(what: "nft flush map \(map)") }
       }
     }
