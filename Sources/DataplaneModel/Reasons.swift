@@ -19,6 +19,9 @@ public enum DropReason: String, Sendable, Hashable, CaseIterable {
     .sourceRange, .noLocalEndpoint, .unallocatedServiceAddress, .forgedSource,
   ]
 
+  /// What only programs say that read packets themselves: netfilter has handled it before rules are asked.
+  public static let ofPacketPrograms: [DropReason] = [.malformed, .fragment, .masqueradePorts, .unsupported, .noRoom]
+
   public var explanation: String {
     switch self {
     case .sourceRange: "the client is outside the Service's loadBalancerSourceRanges"

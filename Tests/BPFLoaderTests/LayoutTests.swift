@@ -1,5 +1,6 @@
 import BPFPrograms
 import CLibBPF
+import DataplaneModel
 import Testing
 
 @testable import BPFLoader
@@ -109,6 +110,12 @@ import Testing
         }
       }
     }
+  }
+
+  @Test("every drop reason has a counter, and denials have one for each direction")
+  func reasons() throws {
+    // 0 is none.
+    #expect(try BPFObject(.endpoint).shape(of: "drops").maximum == 1 + DropReason.allCases.count + 2)
   }
 
   @Test("every map's key and value is one of them, or a number")
