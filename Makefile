@@ -6,6 +6,7 @@ SHELL := /bin/bash
 PREFIX ?= /usr/local
 CNI_BIN ?= /opt/cni/bin
 DESTDIR ?=
+ENGINE ?= nftables
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .PHONY: help deps build run test check unit lab-test vm-test policy-check format install uninstall clean
@@ -19,9 +20,9 @@ deps: ## Install the Debian packages that building and testing need.
 build: deps ## Build bin/sluice (static), bin/sluice-agent and bin/dpctl.
 	@scripts/build
 
-run: build ## Bring up a cluster in namespaces, show Services at work, leave a clean machine.
-	@echo "== demo: two nodes and a small shop, in network namespaces"
-	@$(SUDO) bin/dpctl lab demo
+run: build ## Bring up a cluster in namespaces, show Services at work, leave a clean machine (ENGINE=ebpf: the other engine).
+	@echo "== demo: two nodes and a small shop, in network namespaces, by $(ENGINE)"
+	@$(SUDO) bin/dpctl lab demo --engine $(ENGINE)
 
 test: build check lab-test vm-test policy-check ## Everything that CI runs: all the tests below.
 

@@ -8,6 +8,8 @@ struct LabDemoCommand: ParsableCommand {
 
   @Option(name: .long, help: "The lab's name.")
   var name = "demo"
+  @Option(name: .long, help: "The agents' engine: nftables or ebpf.")
+  var engine = "nftables"
   @OptionGroup var binaries: LabBinaries
   @Option(name: .long, help: "The shop's Services. Default: deploy/lab/shop.yaml next to the folder of the programs.")
   var shop: String?
@@ -19,7 +21,9 @@ struct LabDemoCommand: ParsableCommand {
     let folder = "\(binDirectory)/../deploy/lab"
     let shop = try LabBinary.readText(shop ?? "\(folder)/shop.yaml")
     let policy = try LabBinary.readText(policy ?? "\(folder)/policy.yaml")
-    let lab = try Lab(LabConfiguration(name: name, nodes: 2, binDirectory: binDirectory))
+    var configuration = LabConfiguration(name: name, nodes: 2, binDirectory: binDirectory)
+    configuration.engine = engine
+    let lab = try Lab(configuration)
     _ = LabSignals(interrupting: lab)
     guard try LabDemo(lab: lab, shop: shop, policy: policy).run() else { throw ExitCode(1) }
   }

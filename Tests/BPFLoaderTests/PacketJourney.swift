@@ -39,7 +39,7 @@ struct SeenPacket: Equatable, CustomStringConvertible {
     checksumsAreRight =
       (source.family == .v6 || ProbePacket.checksum(Array(packet.prefix(headerLength))) == 0)
       && (proto == 132 || ProbePacket.checksum(pseudo + transport) == 0)
-    if headers.icmpType == (source.family == .v4 ? 8 : 128) || headers.icmpType == (source.family == .v4 ? 0 : 129) {
+    if headers.icmpType == (source.family == .v4 ? 8 : 128) {
       sourcePort = UInt16(transport[4]) << 8 | UInt16(transport[5])
     }
   }

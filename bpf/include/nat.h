@@ -91,7 +91,7 @@ static __noinline int choose_masquerade(struct work *work)
 {
 	struct translation *translation = &work->translation;
 	const struct tuple *from = &work->packet.tuple;
-	bool echo = is_icmp(&work->packet) && is_echo(&work->packet);
+	bool echo = is_icmp(&work->packet) && is_echo_request(&work->packet);
 	bool has_choice = echo || from->proto == IPPROTO_TCP || from->proto == IPPROTO_UDP;
 	__u32 start = bpf_get_prandom_u32();
 	int tries = has_choice ? PORT_TRIES : 1;
@@ -104,11 +104,8 @@ static __noinline int choose_masquerade(struct work *work)
 
 		if (i >= tries)
 			break;
-		if (has_choice) {
+		if (has_choice)
 			work->next.source_port = bpf_htons(first_masquerade_port + (start + i * PORT_STRIDE) % masquerade_ports);
-			if (echo)
-				work->next.destination_port = work->next.source_port;
-		}
 		reverse(&work->lookup, &work->next);
 		work->lookup.step = STEP_DESTINATION;
 		if (bpf_map_update_elem(&translations, &work->lookup, translation, BPF_NOEXIST)) {

@@ -170,7 +170,21 @@ static __always_inline bool is_listener_report(const struct layer *packet)
 	       (packet->icmp_type == MLD_REPORT || packet->icmp_type == MLD_DONE || packet->icmp_type == MLD_REPORT_2);
 }
 
-/* An echo's identifier stands for both ports. */
+static __always_inline bool is_echo_request(const struct layer *layer)
+{
+	return layer->icmp_type == (layer->family == FAMILY_V4 ? ICMP_ECHO : ICMPV6_ECHO_REQUEST);
+}
+
+/* Where in the tuple of an echo its identifier stands. */
+static __always_inline __be16 echo_identifier(const struct layer *layer, const struct tuple *tuple)
+{
+	return is_echo_request(layer) ? tuple->source_port : tuple->destination_port;
+}
+
+/*
+ * An echo's identifier is the port of who asks: two that ask each other with one identifier have two flows. Other messages
+ * of ICMP have no ports.
+ */
 static __always_inline enum reason read_transport(struct __sk_buff *skb, struct layer *layer, bool is_whole)
 {
 	__be16 ports[2];
@@ -201,8 +215,10 @@ static __always_inline enum reason read_transport(struct __sk_buff *skb, struct 
 
 			if (bpf_skb_load_bytes(skb, layer->transport + 4, &identifier, sizeof(identifier)))
 				return REASON_MALFORMED;
-			layer->tuple.source_port = identifier;
-			layer->tuple.destination_port = identifier;
+			if (is_echo_request(layer))
+				layer->tuple.source_port = identifier;
+			else
+				layer->tuple.destination_port = identifier;
 		}
 		return REASON_NONE;
 	default:

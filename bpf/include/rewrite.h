@@ -97,7 +97,8 @@ static __always_inline int rewrite_error(struct __sk_buff *skb, struct work *wor
 	if (write_addresses(skb, about->network, about->family, inner, true))
 		return -1;
 	if (is_icmp(about))
-		return write_port(skb, about->transport + 4, checksum, 0, about->tuple.source_port, inner->source_port);
+		return write_port(skb, about->transport + 4, checksum, 0, echo_identifier(about, &about->tuple),
+				  echo_identifier(about, inner));
 	if (write_port(skb, about->transport, checksum, 0, about->tuple.source_port, inner->source_port))
 		return -1;
 	return write_port(skb, about->transport + 2, checksum, 0, about->tuple.destination_port,
@@ -126,7 +127,8 @@ static __always_inline int rewrite_plain(struct __sk_buff *skb, struct work *wor
 	if (is_icmp(packet)) {
 		if (!is_echo(packet))
 			return 0;
-		return write_port(skb, packet->transport + 4, checksum, flags, from->source_port, to->source_port);
+		return write_port(skb, packet->transport + 4, checksum, flags, echo_identifier(packet, from),
+				  echo_identifier(packet, to));
 	}
 	if (write_port(skb, packet->transport, checksum, flags, from->source_port, to->source_port))
 		return -1;

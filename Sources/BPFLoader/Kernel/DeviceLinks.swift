@@ -33,6 +33,8 @@ struct DeviceLinks {
     // Before whatever others attached: what they let through would not be asked about.
     options.flags = 1 << 3  // BPF_F_BEFORE
     let link = bpf_link_create(descriptor, CInt(bitPattern: device), hook.type, &options)
+    // It went while we looked: nothing comes through it any more.
+    if link == -ENODEV { return }
     if link == -EINVAL { return try attachByClassifier(descriptor, program, to: device, hook) }
     try check("attach \(program) to device", "\(device)") { link }
     defer { close(link) }

@@ -74,6 +74,7 @@ public struct PacketEngine: NodeEngine {
     for (name, change) in delta.endpoints where change.new == nil {
       if let device = old[name], devices[name] == nil { try detach(from: device.index) }
     }
+    if report.messages > 0 { report.batches = 1 }
     return report
   }
 
