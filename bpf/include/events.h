@@ -28,7 +28,8 @@ static __noinline int tell(struct __sk_buff *skb, struct work *work, __u32 kind_
 
 	event->kind = kind_and_reason >> 8;
 	event->reason = kind_and_reason;
-	if (event->kind != EVENT_DROP && !(current_state(STATE_EVENTS) & 1u << (event->kind & 31)))
+	/* What is dropped, or would be, is always told. */
+	if (event->kind != EVENT_DROP && event->kind != EVENT_AUDIT && !(current_state(STATE_EVENTS) & 1u << (event->kind & 31)))
 		return 0;
 	event->time = bpf_ktime_get_ns();
 	event->file = file_and_line >> 16;

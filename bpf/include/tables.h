@@ -202,7 +202,7 @@ enum {
 	STATE_BLOCKS_V6,
 	/* Families of which anything is masqueraded: 1 is IPv4, 2 is IPv6. */
 	STATE_MASQUERADE,
-	/* EVENT_ kinds that somebody listens to, by bit; drops always. */
+	/* EVENT_ kinds that somebody listens to, by bit; drops and audits always. */
 	STATE_EVENTS,
 	STATE_SIZE,
 };
