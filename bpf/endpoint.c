@@ -23,7 +23,7 @@ static __always_inline int begin_from_pod(struct __sk_buff *skb, struct work *wo
 		reason = store_balanced(work, &work->set);
 		if (reason)
 			return reason;
-		TELL(skb, work, EVENT_TRANSLATION, FILE_LB);
+		TELL(skb, work, EVENT_TRANSLATION, FILE_ENDPOINT);
 		reason = rewrite(skb, work);
 		if (reason)
 			return reason;
@@ -71,39 +71,39 @@ int from_pod(struct __sk_buff *skb)
 	if (bpf_skb_load_bytes(skb, 0, macs, sizeof(macs)))
 		return DROP(skb, work, REASON_MALFORMED, FILE_ENDPOINT);
 	if (!same_mac(macs + 6, endpoint->mac))
-		return DROP(skb, work, REASON_FORGED_SOURCE, FILE_SOURCE);
+		return DROP(skb, work, REASON_FORGED_SOURCE, FILE_ENDPOINT);
 	if (skb->protocol == bpf_htons(ETH_P_ARP)) {
 		reason = check_arp(skb, endpoint);
-		return reason ? DROP(skb, work, reason, FILE_SOURCE) : NEXT_PROGRAM;
+		return reason ? DROP(skb, work, reason, FILE_ENDPOINT) : NEXT_PROGRAM;
 	}
 	if (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6))
 		return DROP(skb, work, REASON_UNSUPPORTED, FILE_ENDPOINT);
 	reason = parse(skb, work, ETH_HLEN);
 	if (reason)
-		return DROP(skb, work, reason, FILE_PARSE);
+		return DROP(skb, work, reason, FILE_ENDPOINT);
 	if (!is_own_source(skb, &work->packet))
-		return DROP(skb, work, REASON_FORGED_SOURCE, FILE_SOURCE);
+		return DROP(skb, work, REASON_FORGED_SOURCE, FILE_ENDPOINT);
 	remember_fragment(&work->packet);
 	if (is_neighbour_discovery(&work->packet)) {
 		reason = check_neighbour_discovery(skb, work, endpoint);
 		if (reason)
-			return DROP(skb, work, reason, FILE_SOURCE);
+			return DROP(skb, work, reason, FILE_ENDPOINT);
 	}
 	if ((is_neighbour_discovery(&work->packet) || is_listener_report(&work->packet)) && stays_on_link(&work->packet))
 		return NEXT_PROGRAM;
 
 	if (enter(skb, work, true, &reason)) {
 		if (reason)
-			return DROP(skb, work, reason, FILE_NAT);
+			return DROP(skb, work, reason, FILE_ENDPOINT);
 		reason = judge_again(skb, work, endpoint, true);
 		if (reason)
-			return DROP(skb, work, reason, FILE_POLICY);
+			return DROP(skb, work, reason, FILE_ENDPOINT);
 		follow_flow(work);
 		return send_on(skb, work, endpoint);
 	}
 	reason = begin_from_pod(skb, work, endpoint);
 	if (reason == REJECT_PACKET) {
-		TELL(skb, work, EVENT_REJECT, FILE_LB);
+		TELL(skb, work, EVENT_REJECT, FILE_ENDPOINT);
 		reason = refuse(skb, work);
 		if (!reason)
 			return bpf_redirect_peer(device, 0);
@@ -162,7 +162,7 @@ int to_pod(struct __sk_buff *skb)
 		return DROP(skb, work, REASON_UNKNOWN_ENDPOINT, FILE_ENDPOINT);
 	reason = parse(skb, work, ETH_HLEN);
 	if (reason)
-		return DROP(skb, work, reason, FILE_PARSE);
+		return DROP(skb, work, reason, FILE_ENDPOINT);
 	remember_fragment(&work->packet);
 	/* The node's own; from elsewhere they are not routed. */
 	if (is_neighbour_discovery(&work->packet) && work->packet.hops == 255 && is_from_host(skb, &work->packet))
@@ -173,7 +173,7 @@ int to_pod(struct __sk_buff *skb)
 			return DROP(skb, work, REASON_FORGED_SOURCE, FILE_ENDPOINT);
 		reason = judge_again(skb, work, endpoint, false);
 		if (reason)
-			return DROP(skb, work, reason, FILE_POLICY);
+			return DROP(skb, work, reason, FILE_ENDPOINT);
 		follow_flow(work);
 	} else {
 		reason = begin_to_pod(skb, work, endpoint);
@@ -182,7 +182,7 @@ int to_pod(struct __sk_buff *skb)
 	}
 	reason = translate_source(skb, work, device);
 	if (reason)
-		return DROP(skb, work, reason, FILE_NAT);
+		return DROP(skb, work, reason, FILE_ENDPOINT);
 	return NEXT_PROGRAM;
 }
 

@@ -5,6 +5,9 @@
  */
 #include "path.h"
 
+/* linux/if_packet.h needs a C library's headers. */
+#define PACKET_OTHERHOST 3
+
 static __always_inline bool is_ip(const struct __sk_buff *skb)
 {
 	return skb->protocol == bpf_htons(ETH_P_IP) || skb->protocol == bpf_htons(ETH_P_IPV6);
@@ -21,7 +24,7 @@ static __always_inline int begin_from_wire(struct __sk_buff *skb, struct work *w
 	reason = store_balanced(work, &work->set);
 	if (reason)
 		return reason;
-	TELL(skb, work, EVENT_TRANSLATION, FILE_LB);
+	TELL(skb, work, EVENT_TRANSLATION, FILE_UPLINK);
 	reason = rewrite(skb, work);
 	if (reason)
 		return reason;
@@ -39,25 +42,29 @@ int from_wire(struct __sk_buff *skb)
 
 	if (!uplink || !work || !is_ip(skb))
 		return NEXT_PROGRAM;
-	begin_work(work, uplink->header_length);
-	/* What cannot be read is for the stack; it cannot get by a pod's device either. */
-	if (parse(skb, work, uplink->header_length))
+	/* A switch floods frames for others, too: to answer them would be to answer for others. */
+	if (skb->pkt_type == PACKET_OTHERHOST)
 		return NEXT_PROGRAM;
+	begin_work(work, uplink->header_length);
+	reason = parse(skb, work, uplink->header_length);
 	if ((address_flags(&work->packet.tuple.source) & ADDRESS_IS_OWN) || endpoint_with(&work->packet.tuple.source))
 		return DROP(skb, work, REASON_FORGED_SOURCE, FILE_UPLINK);
+	/* What cannot be read is for the stack; it cannot get by a pod's device either. */
+	if (reason)
+		return NEXT_PROGRAM;
 	remember_fragment(&work->packet);
 	if (is_neighbour_discovery(&work->packet))
 		return NEXT_PROGRAM;
 
 	if (enter(skb, work, false, &reason)) {
 		if (reason)
-			return DROP(skb, work, reason, FILE_NAT);
+			return DROP(skb, work, reason, FILE_UPLINK);
 		follow_flow(work);
 		return NEXT_PROGRAM;
 	}
 	reason = begin_from_wire(skb, work);
 	if (reason == REJECT_PACKET) {
-		TELL(skb, work, EVENT_REJECT, FILE_LB);
+		TELL(skb, work, EVENT_REJECT, FILE_UPLINK);
 		reason = uplink->header_length == ETH_HLEN ? refuse(skb, work) : REASON_UNSUPPORTED;
 		if (!reason)
 			return bpf_redirect(device, 0);
@@ -87,7 +94,7 @@ static __always_inline int leave_without_flow(struct __sk_buff *skb, struct work
 	if (flags & FLOW_BALANCED)
 		reason = REASON_UNSUPPORTED;
 	if (reason == REJECT_PACKET) {
-		TELL(skb, work, EVENT_REJECT, FILE_LB);
+		TELL(skb, work, EVENT_REJECT, FILE_UPLINK);
 		reason = uplink->header_length == ETH_HLEN ? refuse(skb, work) : REASON_UNSUPPORTED;
 		if (!reason)
 			return bpf_redirect(device, BPF_F_INGRESS);
@@ -110,7 +117,7 @@ int to_wire(struct __sk_buff *skb)
 	if (reason) {
 		/* A pod's address must not go out where nobody knows it. */
 		if (endpoint_with(&work->packet.tuple.source))
-			return DROP(skb, work, reason, FILE_PARSE);
+			return DROP(skb, work, reason, FILE_UPLINK);
 		return NEXT_PROGRAM;
 	}
 	remember_fragment(&work->packet);
@@ -119,7 +126,7 @@ int to_wire(struct __sk_buff *skb)
 	follow_flow(work);
 	reason = translate_source(skb, work, device);
 	if (reason)
-		return DROP(skb, work, reason, FILE_NAT);
+		return DROP(skb, work, reason, FILE_UPLINK);
 	return NEXT_PROGRAM;
 }
 

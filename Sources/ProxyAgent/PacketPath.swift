@@ -27,9 +27,14 @@ enum PacketPath {
   }
 
   /// Removes what another engine left, once this one serves: two would judge each packet twice.
-  static func removeOthers(than engine: EngineName) throws {
-    guard engine == .ebpf else { return }
-    var other = try NFTablesEngine()
-    try other.cleanUp()
+  static func removeOthers(than configuration: AgentConfiguration) throws {
+    switch configuration.engine {
+    case .nftables:
+      guard BPFFileSystem.isMounted(configuration.bpffs) else { return }
+      try PacketEngine.detachAll(try PinFolder(configuration.bpffs))
+    case .ebpf:
+      var other = try NFTablesEngine()
+      try other.cleanUp()
+    }
   }
 }

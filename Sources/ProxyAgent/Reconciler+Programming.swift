@@ -224,7 +224,7 @@ extension Reconciler {
       } else {
         logger.info("kernel adopted", metadata: ["differences": "\(drift.count)", "messages": "\(report.messages)"])
       }
-      if why == "first sync" { try PacketPath.removeOthers(than: configuration.engine) }
+      if why == "first sync" { try PacketPath.removeOthers(than: configuration) }
       if engine is PacketEngine { Task { await socketSweeper.sweep(nil, for: self) } }
       Task {
         await sweeper.sweepAll(for: self)

@@ -202,6 +202,10 @@ actor Reconciler {
         ChangeEffect(), endpoints: [record.hostInterface: isGone ? LocalPod?.none : LocalPod(record)], in: state,
         tables: tables)
       delta.takeNode(from: nodeDelta())
+      // Nothing differs where an ADD is repeated, but the device can be another by the same name.
+      if !isGone, delta.endpoints[record.hostInterface] == nil, let same = tables.node.endpoints[record.hostInterface] {
+        delta.endpoints[record.hostInterface] = Change(old: same, new: same)
+      }
       let report = try apply(delta)
       logger.info(
         "\(what)",

@@ -197,6 +197,12 @@ import Testing
         expect("its address from outside", try scene.send("world", probe), .dropped(4))
         let reassembled = scene.packet("world", "b", family, .udp(source: 9, destination: 9))
         expect("no device, but not the node's", try scene.send("node", reassembled), .dropped(6))
+        let forged = PacketRunner.frame(scene.packet("node", "world", family, .udp(source: 9, destination: 9)))
+        func wire(isForOthers: Bool) throws -> PacketRunner.Verdict {
+          try scene.runner.run(.fromWire, at: PacketRunner.uplink, isForOthers: isForOthers, forged).verdict
+        }
+        expect("its address at the device to the outside", try wire(isForOthers: false), .dropped(4))
+        expect("a frame for others", try wire(isForOthers: true), .passed)
         let pods = scene.packet("a", "b", family, .udp(source: 9, destination: 9))
         expect("a pod's address from outside", try scene.send("world", pods), .dropped(4))
       }

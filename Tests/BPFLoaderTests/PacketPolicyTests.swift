@@ -16,9 +16,9 @@ import Testing
   static let seeds: [UInt64] = [
     20_261_121, getenv("SLUICE_SEED").flatMap { UInt64(String(cString: $0)) } ?? .random(in: 1 ... .max),
   ]
-  private static let (worlds, rounds, packets) = (50, 10, 100)
+  private static let (worlds, rounds, packets) = (30, 10, 100)
 
-  @Test("50,000 packets in random worlds that change: oracle = judge = BPF", arguments: seeds)
+  @Test("30,000 packets in random worlds that change: oracle = judge = BPF", arguments: seeds)
   func random(seed: UInt64) throws {
     let seen = Mutex<[String: Int]>([:])
     for number in 0..<Self.worlds {

@@ -16,6 +16,7 @@ final class PacketRunner {
   private let reader: EventReader
   private let routes: RouteSocket
   private var devices: [String: UInt32] = [:]
+  private var macs: [String: MACAddress] = [:]
   private(set) var tables = Tables()
 
   static let podMAC = MACAddress("02:00:00:00:00:01").unsafelyUnwrapped
@@ -65,6 +66,7 @@ final class PacketRunner {
     try routes.createVethPair(name: name, peer: VethPeer(name: "peer\(devices.count)-\(UInt16.random(in: 0 ... .max))"))
     guard let link = try routes.link(named: name) else { return }
     devices[name] = UInt32(link.index)
+    macs[name] = link.mac
   }
 
   // MARK: Frames
@@ -89,12 +91,17 @@ final class PacketRunner {
   /// - Parameters:
   ///   - device: at which the program runs.
   ///   - arrivedBy: a device for packets that are forwarded; nil: generated on this node.
-  func run(_ program: Program, at device: String, arrivedBy: String? = nil, _ frame: [UInt8]) throws -> Result {
+  ///   - isForOthers: as a switch floods frames.
+  func run(
+    _ program: Program, at device: String, arrivedBy: String? = nil, isForOthers: Bool = false, _ frame: [UInt8]
+  ) throws -> Result {
     let object = program == .fromPod || program == .toPod ? engine.endpoint : engine.uplink
     var context = __sk_buff()
     context.ifindex = devices[device] ?? 0
     context.ingress_ifindex = arrivedBy.flatMap { devices[$0] } ?? 0
     var (input, output) = (frame, [UInt8](repeating: 0, count: frame.count + 256))
+    // To the device's own address; to others, frames are not this node's business.
+    if !isForOthers, let mac = macs[device] { input.replaceSubrange(0..<6, with: mac.bytes) }
     var options = bpf_test_run_opts()
     options.sz = MemoryLayout<bpf_test_run_opts>.size
     options.repeat = 1

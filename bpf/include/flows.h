@@ -161,9 +161,11 @@ static __always_inline void follow_flow(struct work *work)
 	if (flow->state == FLOW_OPENING && is_answer(work)) {
 		flow->state = FLOW_OPEN;
 		flow->seen = now;
-		bpf_map_update_elem(&flows, &work->key, flow, BPF_ANY);
-		bpf_map_delete_elem(&attempts, &work->key);
-		work->is_attempt = 0;
+		/* Where there is no room it stays an attempt that has been answered. */
+		if (!bpf_map_update_elem(&flows, &work->key, flow, BPF_ANY)) {
+			bpf_map_delete_elem(&attempts, &work->key);
+			work->is_attempt = 0;
+		}
 	} else if (flow->seen + SECONDS < now || flow->state != state || flow->flags != flags) {
 		flow->seen = now;
 		save_flow(work);

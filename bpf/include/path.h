@@ -69,12 +69,22 @@ static __always_inline bool enter(struct __sk_buff *skb, struct work *work, bool
 	if (found && !work->is_translated)
 		return true;
 	translation = find_translation(work, &work->packet.tuple, STEP_DESTINATION);
-	if (!translation || has_moved(work, translation))
+	if (translation && !has_moved(work, translation)) {
+		bool is_balanced = !translation->is_masquerade;
+
+		work->next = translation->to;
+		/* Not a connection of the client's own with the same backend. */
+		if (find_flow(work, &work->next) && (!is_balanced || (work->flow.flags & FLOW_BALANCED)))
+			goto translated;
+	}
+	/* An error begins no flow. */
+	if (work->kind != PACKET_ERROR)
 		return false;
-	work->next = translation->to;
-	if (!find_flow(work, &work->next))
-		return false;
-	TELL(skb, work, EVENT_TRANSLATION, FILE_NAT);
+	*reason = REASON_MASQUERADE_PORTS;
+	return true;
+
+translated:
+	TELL(skb, work, EVENT_TRANSLATION, FILE_PATH);
 	*reason = rewrite(skb, work);
 	return true;
 }

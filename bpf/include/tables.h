@@ -302,8 +302,8 @@ enum reason {
 
 enum event_kind { EVENT_DROP, EVENT_VERDICT, EVENT_AUDIT, EVENT_TRANSLATION, EVENT_REJECT };
 
-/* Which file of bpf/ decided. */
-enum source_file { FILE_ENDPOINT, FILE_UPLINK, FILE_PARSE, FILE_SOURCE, FILE_POLICY, FILE_NAT, FILE_LB };
+/* Which file of bpf/ told it, in the order of `PacketEvent.files`. */
+enum source_file { FILE_ENDPOINT, FILE_UPLINK, FILE_POLICY, FILE_NAT, FILE_PATH };
 
 struct event {
 	__u64 time;

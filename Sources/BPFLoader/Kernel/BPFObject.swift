@@ -27,7 +27,7 @@ final class BPFObject {
   deinit { bpf_object__close(object) }
 
   /// libbpf writes to stderr otherwise; what it has to say comes with errors.
-  private static let silenceLibrary: Void = {
+  static let silenceLibrary: Void = {
     libbpf_set_print { level, format, arguments in
       guard level == LIBBPF_WARN, let format, let arguments else { return 0 }
       var buffer = [CChar](repeating: 0, count: 4096)

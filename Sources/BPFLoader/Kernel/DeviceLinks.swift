@@ -67,6 +67,7 @@ struct DeviceLinks {
   }
 
   func detachClassifier(from device: UInt32, _ hook: DeviceHook) {
+    BPFObject.silenceLibrary
     var (place, options) = (hook.classifier(device), Self.classifierOptions)
     // Nothing there is as good.
     _ = bpf_tc_detach(&place, &options)

@@ -22,8 +22,8 @@ extension Uplink {
     do throws(NetlinkError) { addresses = try routes.addresses() } catch { throw error.asSystemError("list addresses") }
     var found: [String: Uplink] = [:]
     for (index, link) in try links(routes) {
-      // Scope 0 is global.
-      let own = addresses.filter { $0.interfaceIndex == Int(index) && $0.scope == 0 && !$0.isTentative }
+      // Scope 0 is global. Also those that are still being tried: nobody tells when that is over.
+      let own = addresses.filter { $0.interfaceIndex == Int(index) && $0.scope == 0 }
         .map(\.address.address)
       func address(_ family: IPFamily) -> IPAddress? {
         let all = own.filter { $0.family == family }
@@ -37,11 +37,13 @@ extension Uplink {
 
   /// Devices that are neither loopback nor a pod's, by number.
   static func links(_ routes: RouteSocket) throws(SystemError) -> [UInt32: Link] {
-    let links: [Link]
-    do throws(NetlinkError) { links = try routes.links() } catch { throw error.asSystemError("list devices") }
-    return Dictionary(
-      links.filter { !$0.isLoopback && !$0.name.hasPrefix(podPrefix) }.map { (UInt32($0.index), $0) },
+    Dictionary(
+      try allLinks(routes).filter { !$0.isLoopback && !$0.name.hasPrefix(podPrefix) }.map { (UInt32($0.index), $0) },
       uniquingKeysWith: { $1 })
+  }
+
+  static func allLinks(_ routes: RouteSocket) throws(SystemError) -> [Link] {
+    do throws(NetlinkError) { return try routes.links() } catch { throw error.asSystemError("list devices") }
   }
 
   /// The CNI plugin's.

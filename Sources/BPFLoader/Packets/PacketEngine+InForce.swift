@@ -57,7 +57,6 @@ extension PacketEngine {
 
   /// Nobody else knows our maps, and nobody tells who writes to one.
   public func wasChangedByOthers() throws(SystemError) -> Bool { false }
-  public func hasLostStructure(_ tables: Tables) throws(SystemError) -> Bool { false }
   public func takeReport() -> ApplyReport { ApplyReport() }
 
   public func isAboutPolicy(_ drift: Drift) -> Bool {

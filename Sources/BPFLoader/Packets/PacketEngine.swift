@@ -22,6 +22,7 @@ public struct PacketEngine: NodeEngine {
   private let routes: RouteSocket
   /// What no packet that comes can want any more, but one that is under way might.
   private var deferred = PacketTable()
+  private var looks = 0
   /// What clauses counted that are gone.
   var ended: [ClauseKey: TrafficCount] = [:]
 
@@ -57,6 +58,10 @@ public struct PacketEngine: NodeEngine {
   // MARK: DataplaneEngine
 
   public mutating func apply(_ delta: TableDelta, tables: Tables) throws(SystemError) -> ApplyReport {
+    // A subject that comes back must not find pairs of its past.
+    if deferred.hasNamed, delta.pairs.contains(where: { $0.key.identity == .any && $0.value.old == nil }) {
+      _ = try finishRemovals()
+    }
     let old = devices
     for name in delta.endpoints.keys { _ = try devices.find(name, routes) }
     var change = PacketChange(delta, after: tables, from: old, to: devices)
@@ -82,8 +87,10 @@ public struct PacketEngine: NodeEngine {
     if findsUplinks { try findUplinks(tables) }
     for name in Set(tables.node.endpoints.keys).union(uplinks.keys) { _ = try devices.find(name, routes) }
     let wanted = wantedTable(tables)
+    _ = try finishRemovals()
     let found = try read()
     var drift = Self.drift(found, wanted)
+    try removeReusedPairs(found, wanted)
     var report = try add(found, wanted)
     let hooks = try missingHooks(wanted)
     drift += hooks
@@ -96,6 +103,8 @@ public struct PacketEngine: NodeEngine {
     try judgeAnew()
     report += try remove(found, wanted)
     report += try finishRemovals()
+    // Once more: until now a flow may have met what was still to be removed.
+    if !drift.isEmpty { try judgeAnew() }
     try links.removeOthers(than: Set(wanted.endpoints.keys).union(wanted.uplinks.keys))
     report.dumps += 12
     try mapPins.removeOthers(than: [endpoint, uplink, sockets.object])
@@ -104,6 +113,7 @@ public struct PacketEngine: NodeEngine {
 
   public mutating func verify(_ tables: Tables) throws(SystemError) -> [Drift] {
     _ = try finishRemovals()
+    if findsUplinks { try findUplinks(tables) }
     let wanted = wantedTable(tables)
     return Self.drift(try read(), wanted) + (try missingHooks(wanted)) + (try sockets.verify(tables))
   }
@@ -117,10 +127,25 @@ public struct PacketEngine: NodeEngine {
   /// Detaches and removes what any build of ours has pinned there and attached to this node's devices.
   public static func cleanUp(_ pins: PinFolder) throws(SystemError) {
     let links = DeviceLinks(pins: pins)
-    for (device, _) in try Uplink.links(RouteSocket()) {
-      for hook in DeviceHook.allCases { links.detachClassifier(from: device, hook) }
-    }
+    try detachAll(links)
     try SocketBalancer.cleanUp(pins)
+  }
+
+  /// Takes packet programs off every device, because another engine serves; sockets and maps stay.
+  public static func detachAll(_ pins: PinFolder) throws(SystemError) {
+    let links = DeviceLinks(pins: pins)
+    guard
+      pins.names.contains(where: { $0.hasPrefix(DeviceLinks.prefix) || $0.hasPrefix("\(MapPins.prefix)endpoints-") })
+    else { return }
+    try detachAll(links)
+    try links.removeOthers(than: [])
+  }
+
+  /// Those that the devices themselves keep: before tcx.
+  private static func detachAll(_ links: DeviceLinks) throws(SystemError) {
+    for device in try Uplink.allLinks(RouteSocket()) {
+      for hook in DeviceHook.allCases { links.detachClassifier(from: UInt32(device.index), hook) }
+    }
   }
 
   // MARK: Flows
@@ -193,6 +218,21 @@ public struct PacketEngine: NodeEngine {
   private func detachUplink(_ device: UInt32) throws(SystemError) {
     try links.detach("from_wire", from: device, .ingress)
     try links.detach("to_wire", from: device, .egress)
+  }
+
+  /// Whether a device of a pod has lost a program: its packets pass by all policies. Looks each twentieth time only.
+  public mutating func hasLostStructure(_ tables: Tables) throws(SystemError) -> Bool {
+    looks += 1
+    guard looks % 20 == 0 else { return false }
+    for name in tables.node.endpoints.keys {
+      guard let device = devices[name] else { continue }
+      for (program, hook) in [("from_pod", DeviceHook.ingress), ("to_pod", .egress)]
+      where try !links.isAttached(program, to: device.index, hook) {
+        // Not where the device itself has gone.
+        if try devices.find(name, routes) != nil { return true }
+      }
+    }
+    return false
   }
 
   private func missingHooks(_ wanted: PacketTable) throws(SystemError) -> [Drift] {
@@ -268,6 +308,14 @@ public struct PacketEngine: NodeEngine {
     try maps.uplinks.remove(old.uplinks, new.uplinks, &report)
     deferred.take(goneFrom: old, to: new)
     return report
+  }
+
+  /// Pairs of another time under a number that stands for other addresses now: no packet may meet both.
+  private func removeReusedPairs(_ found: PacketTable, _ wanted: PacketTable) throws(SystemError) {
+    let used = Set(wanted.identities.values).union(wanted.blocks.values)
+    for key in found.pairs.keys where wanted.pairs[key] == nil && used.contains(key.identity) {
+      try maps.pairs.remove(key)
+    }
   }
 
   public var hasDeferredRemovals: Bool { deferred.hasNamed }

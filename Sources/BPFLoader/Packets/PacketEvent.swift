@@ -50,7 +50,9 @@ public struct PacketEvent: Sendable, Hashable {
     destinationPort = UInt16(bigEndian: event.tuple.destinationPort)
     (tcpFlags, icmpType) = (event.tcpFlags, event.icmpType)
     length = Int(event.length)
-    let files = ["endpoint.c", "uplink.c", "parse.h", "source.h", "policy.h", "nat.h", "services.h"]
-    place = "\(Int(event.file) < files.count ? files[Int(event.file)] : "?"):\(event.line)"
+    place = "\(Int(event.file) < Self.files.count ? Self.files[Int(event.file)] : "?"):\(event.line)"
   }
+
+  /// `enum source_file`.
+  private static let files = ["endpoint.c", "uplink.c", "policy.h", "nat.h", "path.h"]
 }
