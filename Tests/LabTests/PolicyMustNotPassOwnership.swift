@@ -48,7 +48,8 @@ extension PolicyBehaviour.MustNotPass {
       let address = try lab.pod(PodName("a", "stranger")).addresses[0]
       let commands: [(words: [String], isRefused: Bool)] = [
         (["delete", "element", "ip", "sluice", "identities", "{ \(address) }"], true),
-        (["flush", "map", "ip6", "sluice", "pair-values"], true), (["flush", "set", "ip", "sluice", "own-addresses"], true),
+        (["flush", "map", "ip6", "sluice", "pair-values"], true),
+        (["flush", "set", "ip", "sluice", "own-addresses"], true),
         (["flush", "chain", "ip", "sluice", "policy-forward"], true),
         (["delete", "chain", "ip", "sluice", "policy-forward"], true),
         (["insert", "rule", "ip6", "sluice", "policy-forward", "accept"], true),
