@@ -65,7 +65,7 @@ struct Device: Sendable, Hashable {
 /// Devices of this node by name: tables name them, maps have their numbers.
 struct DeviceDirectory: Sendable {
   /// Those that were found; a number outlives its device here, so that what was written under it can be removed.
-  private(set) var devices: [String: Device] = [:]
+  private var devices: [String: Device] = [:]
 
   subscript(name: String) -> Device? { devices[name] }
 
@@ -77,10 +77,7 @@ struct DeviceDirectory: Sendable {
     } catch {
       throw error.asSystemError("find device \(name)")
     }
-    guard let link else {
-      devices[name] = nil
-      return nil
-    }
+    guard let link else { return nil }
     let device = Device(
       index: UInt32(link.index), mac: link.mac ?? MACAddress(bytes: [0, 0, 0, 0, 0, 0]).unsafelyUnwrapped)
     devices[name] = device
@@ -88,4 +85,7 @@ struct DeviceDirectory: Sendable {
   }
 
   mutating func forget(_ name: String) { devices[name] = nil }
+
+  /// Whose number it is now: a device that has gone may have had it before.
+  func names(of index: UInt32) -> [String] { devices.filter { $0.value.index == index }.map(\.key) }
 }

@@ -63,7 +63,9 @@ public struct PacketEngine: NodeEngine {
       _ = try finishRemovals()
     }
     let old = devices
-    for name in delta.endpoints.keys { _ = try devices.find(name, routes) }
+    for (name, change) in delta.endpoints {
+      if change.new == nil { devices.forget(name) } else { _ = try devices.find(name, routes) }
+    }
     var change = PacketChange(delta, after: tables, from: old, to: devices)
     if findsUplinks, !delta.ownAddresses.isEmpty || !delta.internalAddresses.isEmpty {
       change.before.uplinks = try maps.uplinks.elements()
@@ -77,7 +79,7 @@ public struct PacketEngine: NodeEngine {
     report += try sockets.apply(delta, tables: tables)
     report += try remove(change.before, change.after)
     for (name, change) in delta.endpoints where change.new == nil {
-      if let device = old[name], devices[name] == nil { try detach(from: device.index) }
+      if let device = old[name], devices.names(of: device.index).isEmpty { try detach(from: device.index) }
     }
     if report.messages > 0 { report.batches = 1 }
     return report

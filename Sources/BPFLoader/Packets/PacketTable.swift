@@ -137,6 +137,11 @@ struct PacketChange {
     for (name, change) in delta.endpoints {
       if let endpoint = change.old, let device = old[name] {
         before.endpoints[device.index] = EndpointLayout(endpoint, gateway: device.mac)
+        // Another device may have got the number of one that went.
+        for other in devices.names(of: device.index) where other != name {
+          guard let endpoint = tables.node.endpoints[other], let device = devices[other] else { continue }
+          after.endpoints[device.index] = EndpointLayout(endpoint, gateway: device.mac)
+        }
       }
       if let endpoint = change.new, let device = devices[name] {
         after.endpoints[device.index] = EndpointLayout(endpoint, gateway: device.mac)
