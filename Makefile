@@ -9,7 +9,7 @@ DESTDIR ?=
 ENGINE ?= nftables
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help deps build run test check unit lab-test vm-test policy-check format install uninstall clean
+.PHONY: help deps build run test check unit lab-test vm-test test-kernels policy-check fuzz format install uninstall clean
 
 help: ## Print this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -24,7 +24,9 @@ run: build ## Bring up a cluster in namespaces, show Services at work, leave a c
 	@echo "== demo: two nodes and a small shop, in network namespaces, by $(ENGINE)"
 	@$(SUDO) bin/dpctl lab demo --engine $(ENGINE)
 
-test: build check lab-test vm-test policy-check ## Everything that CI runs: all the tests below.
+# The last two keep one processor busy each.
+test: build check lab-test ## Everything that CI runs: all the tests below.
+	@scripts/side-by-side scripts/vm-test scripts/policy-check
 
 check: deps ## Fast: format, lint, warnings as errors, unit and kernel tests.
 	@scripts/check
@@ -34,11 +36,17 @@ unit: check
 lab-test: build ## Tests that run the built programs in labs.
 	@scripts/lab-test
 
-vm-test: build ## Tests that need a machine of their own: in a virtual one (fetches QEMU and a kernel once).
+vm-test: build ## Tests that need a machine of their own: in virtual ones (fetches QEMU and two kernels once).
 	@scripts/vm-test
+
+test-kernels: build ## Tests on every kernel that Sluice is for: 5.10, 6.1, 6.12, sid; half an hour (not part of make test).
+	@scripts/test-kernels
 
 policy-check: deps ## Compare what policies mean with another program's reading (from PyPI).
 	@scripts/policy-check
+
+fuzz: deps ## Read hostile bytes with the decoders of what API servers send, ten minutes (not part of make test).
+	@scripts/fuzz
 
 format: ## Rewrite the sources in the project's format.
 	@swift format --in-place --recursive --parallel Package.swift Sources Plugins Tests

@@ -6,6 +6,15 @@ import PackageDescription
 let strict: [SwiftSetting] =
   Context.environment["SLUICE_STRICT"] == "1" ? [.treatAllWarnings(as: .error)] : []
 
+/// Only `scripts/fuzz` can build it: it needs libFuzzer.
+let fuzzers: [Target] =
+  Context.environment["SLUICE_FUZZ"] == "1"
+  ? [
+    .executableTarget(
+      name: "wire-fuzzer", dependencies: ["ClusterSource", "KubernetesObjects"], path: "Tests/WireFuzzer")
+  ]
+  : []
+
 /// Targets are listed ground floor first: each may import only what stands above it (see docs/architecture.md).
 let package = Package(
   name: "sluice",
@@ -13,9 +22,13 @@ let package = Package(
     .executable(name: "sluice", targets: ["CNIPlugin"]),
     .executable(name: "sluice-agent", targets: ["ProxyAgent"]),
     .executable(name: "dpctl", targets: ["dpctl"]),
+    // For labs only: never installed.
+    .executable(name: "apiserver-double", targets: ["APIServerProgram"]),
   ],
   dependencies: [
     .package(url: "https://github.com/hummingbird-project/hummingbird", from: "2.28.1"),
+    .package(url: "https://github.com/swift-server/async-http-client", from: "1.37.0"),
+    .package(url: "https://github.com/apple/swift-nio-ssl", from: "2.37.6"),
     .package(url: "https://github.com/jpsim/Yams", from: "6.2.2"),
     .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
     .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
@@ -44,7 +57,15 @@ let package = Package(
       name: "PolicyCompiler", dependencies: ["DataplaneModel", "KubernetesObjects"], swiftSettings: strict),
     .target(
       name: "ClusterSource",
-      dependencies: ["KubernetesObjects", "CLinux", .product(name: "Yams", package: "Yams")],
+      dependencies: [
+        "KubernetesObjects", "LocalAPI", "CLinux",
+        .product(name: "Yams", package: "Yams"),
+        .product(name: "AsyncHTTPClient", package: "async-http-client"),
+        .product(name: "NIOCore", package: "swift-nio"),
+        .product(name: "NIOPosix", package: "swift-nio"),
+        .product(name: "NIOHTTP1", package: "swift-nio"),
+        .product(name: "NIOSSL", package: "swift-nio-ssl"),
+      ],
       swiftSettings: strict),
 
     // engines
@@ -79,7 +100,7 @@ let package = Package(
     .executableTarget(
       name: "dpctl",
       dependencies: [
-        "NetworkTypes", "DataplaneModel", "LocalAPI", "Lab", "NFTables",
+        "NetworkTypes", "DataplaneModel", "LocalAPI", "Lab", "Netlink", "NFTables", "BPFLoader",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
       ], swiftSettings: strict),
 
@@ -88,8 +109,30 @@ let package = Package(
     .testTarget(name: "NetlinkTests", dependencies: ["Netlink", "CLinux"], swiftSettings: strict),
     .testTarget(name: "LocalAPITests", dependencies: ["LocalAPI"], swiftSettings: strict),
     .testTarget(name: "KubernetesObjectsTests", dependencies: ["KubernetesObjects"], swiftSettings: strict),
+    // An API server for tests.
+    .target(
+      name: "APIServerDouble",
+      dependencies: [
+        "ClusterSource", "KubernetesObjects", "LocalAPI",
+        .product(name: "Hummingbird", package: "hummingbird"),
+        .product(name: "HummingbirdCore", package: "hummingbird"),
+        .product(name: "HummingbirdHTTP2", package: "hummingbird"),
+        .product(name: "HTTPTypes", package: "swift-http-types"),
+        .product(name: "Logging", package: "swift-log"),
+        .product(name: "NIOCore", package: "swift-nio"),
+        .product(name: "NIOSSL", package: "swift-nio-ssl"),
+      ], path: "Tests/APIServerDouble", swiftSettings: strict),
+    .executableTarget(
+      name: "APIServerProgram",
+      dependencies: [
+        "APIServerDouble", "LocalAPI", .product(name: "ArgumentParser", package: "swift-argument-parser"),
+      ], path: "Tests/APIServerProgram", swiftSettings: strict),
+    .executableTarget(
+      name: "decode-bench", dependencies: ["ClusterSource", "KubernetesObjects", "LocalAPI", "APIServerDouble"],
+      path: "bench/decode", sources: ["main.swift"], swiftSettings: strict),
     .testTarget(
-      name: "ClusterSourceTests", dependencies: ["ClusterSource", "KubernetesObjects"], swiftSettings: strict),
+      name: "ClusterSourceTests", dependencies: ["ClusterSource", "KubernetesObjects", "APIServerDouble"],
+      swiftSettings: strict),
     .testTarget(
       name: "ServiceCompilerTests", dependencies: ["ServiceCompiler", "ClusterSource"], swiftSettings: strict),
     // Random policy worlds and the oracle: for several test targets.
@@ -117,19 +160,21 @@ let package = Package(
       name: "ProxyAgentTests",
       dependencies: [
         "ProxyAgent", "LocalAPI", "PolicyCompiler", "KubernetesObjects", "DataplaneModel", "Netlink", "NetworkTypes",
-        "NFTables", "ClusterSource", .product(name: "Logging", package: "swift-log"),
+        "NFTables", "BPFLoader", "ClusterSource", .product(name: "Logging", package: "swift-log"),
         .product(name: "ServiceLifecycle", package: "swift-service-lifecycle"),
       ], swiftSettings: strict),
     .testTarget(
-      name: "dpctlTests", dependencies: ["dpctl", "LocalAPI", "DataplaneModel", "CLinux"], swiftSettings: strict),
+      name: "dpctlTests",
+      dependencies: ["dpctl", "LocalAPI", "DataplaneModel", "NetworkTypes", "BPFLoader", "CLinux"],
+      swiftSettings: strict),
     .testTarget(name: "CNIPluginTests", dependencies: ["LocalAPI", "Netlink", "CLinux"], swiftSettings: strict),
     .testTarget(
       name: "LabTests",
       dependencies: [
         "Lab", "LocalAPI", "Netlink", "NetworkTypes", "DataplaneModel", "KubernetesObjects", "ClusterSource",
-        "PolicyWorlds",
+        "PolicyWorlds", "BPFLoader", "CLibBPF",
       ],
       swiftSettings: strict),
-  ],
+  ] + fuzzers,
   swiftLanguageModes: [.v6]
 )

@@ -1,44 +1,35 @@
 #!/usr/bin/env python3
-"""Writes N Services with M endpoints each as manifests: manifests.py FOLDER SERVICES ENDPOINTS [DUAL]."""
+"""Writes N Services with M endpoints each, and P pods, as manifests: manifests.py FOLDER SERVICES ENDPOINTS [PODS]."""
 import os
 import sys
 
 folder, services, endpoints = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-dual = len(sys.argv) > 4
+pods = int(sys.argv[4]) if len(sys.argv) > 4 else 0
 per_file = 100
 os.makedirs(folder, exist_ok=True)
 
 
 def service(n):
-    ips = [f"10.{96 + n // 65536}.{n // 256 % 256}.{n % 256}"]
-    if dual:
-        ips.append(f"fd00:10:96::{n:x}")
     text = f"""apiVersion: v1
 kind: Service
 metadata: {{name: svc-{n}, namespace: ns-{n % 50}}}
 spec:
-  clusterIP: {ips[0]}
-  clusterIPs: [{', '.join('"%s"' % ip for ip in ips)}]
+  clusterIP: 10.{96 + n // 65536}.{n // 256 % 256}.{n % 256}
   ports: [{{name: http, port: 80, protocol: TCP, targetPort: 8080}}]
-"""
-    for family, prefix in (("IPv4", None), ("IPv6", "v6")) if dual else (("IPv4", None),):
-        text += f"""---
+---
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
 metadata:
-  name: svc-{n}-{family.lower()}
+  name: svc-{n}-ipv4
   namespace: ns-{n % 50}
   labels: {{kubernetes.io/service-name: svc-{n}}}
-addressType: {family}
+addressType: IPv4
 ports: [{{name: http, port: 8080, protocol: TCP}}]
 endpoints:
 """
-        for e in range(endpoints):
-            k = n * endpoints + e
-            address = (
-                f"fd00:10:244::{k >> 16:x}:{k & 0xffff:x}" if prefix else f"10.{128 + k // 65536}.{k // 256 % 256}.{k % 256}"
-            )
-            text += f"""- addresses: ["{address}"]
+    for e in range(endpoints):
+        k = n * endpoints + e
+        text += f"""- addresses: ["10.{128 + k // 65536}.{k // 256 % 256}.{k % 256}"]
   conditions: {{ready: true, serving: true, terminating: false}}
   nodeName: node-{k % 100}
   targetRef: {{kind: Pod, name: pod-{k}, namespace: ns-{n % 50}}}
@@ -46,7 +37,19 @@ endpoints:
     return text
 
 
+def pod(n):
+    return f"""apiVersion: v1
+kind: Pod
+metadata: {{name: pod-{n}, namespace: ns-{n % 50}, labels: {{app: app-{n % 500}, pod-template-hash: "{n % 1000}"}}}}
+spec: {{nodeName: node-{n % 100}, containers: [{{name: main, ports: [{{name: http, containerPort: 8080}}]}}]}}
+status: {{phase: Running, podIP: 10.{128 + n // 65536}.{n // 256 % 256}.{n % 256}, podIPs: [{{ip: 10.{128 + n // 65536}.{n // 256 % 256}.{n % 256}}}]}}
+"""
+
+
 for start in range(0, services, per_file):
     numbers = range(start + 1, min(start + per_file, services) + 1)
     with open(f"{folder}/services-{start // per_file:04}.yaml", "w") as out:
         out.write("---\n".join(service(n) for n in numbers))
+for start in range(0, pods, per_file):
+    with open(f"{folder}/pods-{start // per_file:04}.yaml", "w") as out:
+        out.write("---\n".join(pod(n) for n in range(start + 1, min(start + per_file, pods) + 1)))

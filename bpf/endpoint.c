@@ -34,24 +34,25 @@ static __always_inline int begin_from_pod(struct __sk_buff *skb, struct work *wo
 /* Into the pod that the packet is for, past the node's own stack; or to that, where it is for nobody here. */
 static __always_inline int send_on(struct __sk_buff *skb, struct work *work, const struct endpoint *from)
 {
-	__u32 *device = bpf_map_lookup_elem(&pod_devices, work->kind == PACKET_ERROR ? &work->outer.destination :
-										       &work->packet.tuple.destination);
+	struct pod_device *to = bpf_map_lookup_elem(&pod_devices, work->kind == PACKET_ERROR ?
+									  &work->outer.destination :
+									  &work->packet.tuple.destination);
 	__u32 asked = is_answer(work) ? FLOW_ASKED_SENDER : FLOW_ASKED_RECEIVER;
-	struct endpoint *to;
 	int reason;
 
+	TRACE(skb, work, FILE_ENDPOINT);
 	/* Who has not been asked is asked at its own device. */
-	if (!device || !(work->flow.flags & asked))
+	if (!to || !(work->flow.flags & asked) || ((to->flags | from->flags) & ENDPOINT_IS_SHAPED) ||
+	    work->packet.hops <= 1)
 		return NEXT_PROGRAM;
-	to = bpf_map_lookup_elem(&endpoints, device);
-	if (!to || ((to->flags | from->flags) & ENDPOINT_IS_SHAPED) || work->packet.hops <= 1)
-		return NEXT_PROGRAM;
-	reason = translate_source(skb, work, *device);
-	if (reason)
-		return DROP(skb, work, reason, FILE_ENDPOINT);
-	if (decrement_hops(skb, &work->packet) || address_frame(skb, to))
+	if (has_other_source(work)) {
+		reason = translate_source(skb, work, to->device);
+		if (reason)
+			return DROP(skb, work, reason, FILE_ENDPOINT);
+	}
+	if (forward(skb, &work->packet, to))
 		return DROP(skb, work, REASON_MALFORMED, FILE_ENDPOINT);
-	return bpf_redirect_peer(*device, 0);
+	return bpf_redirect_peer(to->device, 0);
 }
 
 SEC("tc")
@@ -60,17 +61,21 @@ int from_pod(struct __sk_buff *skb)
 	__u32 device = skb->ifindex;
 	struct endpoint *endpoint = bpf_map_lookup_elem(&endpoints, &device);
 	struct work *work = working_memory();
-	__u8 macs[12];
+	struct ethhdr frame;
 	int reason;
 
 	if (!work)
 		return TC_ACT_SHOT;
 	begin_work(work, ETH_HLEN);
+	if (is_held())
+		return DROP(skb, work, REASON_ENGINE_SWITCH, FILE_ENDPOINT);
+	if (stands_aside())
+		return NEXT_PROGRAM;
 	if (!endpoint)
 		return DROP(skb, work, REASON_UNKNOWN_ENDPOINT, FILE_ENDPOINT);
-	if (bpf_skb_load_bytes(skb, 0, macs, sizeof(macs)))
+	if (READ(skb, 0, frame))
 		return DROP(skb, work, REASON_MALFORMED, FILE_ENDPOINT);
-	if (!same_mac(macs + 6, endpoint->mac))
+	if (!same_mac(frame.h_source, endpoint->mac))
 		return DROP(skb, work, REASON_FORGED_SOURCE, FILE_ENDPOINT);
 	if (skb->protocol == bpf_htons(ETH_P_ARP)) {
 		reason = check_arp(skb, endpoint);
@@ -78,10 +83,10 @@ int from_pod(struct __sk_buff *skb)
 	}
 	if (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6))
 		return DROP(skb, work, REASON_UNSUPPORTED, FILE_ENDPOINT);
-	reason = parse(skb, work, ETH_HLEN);
+	reason = parse(skb, work);
 	if (reason)
 		return DROP(skb, work, reason, FILE_ENDPOINT);
-	if (!is_own_source(skb, &work->packet))
+	if (!is_own_source(skb, &work->packet, endpoint))
 		return DROP(skb, work, REASON_FORGED_SOURCE, FILE_ENDPOINT);
 	remember_fragment(&work->packet);
 	if (is_neighbour_discovery(&work->packet)) {
@@ -134,6 +139,7 @@ static __always_inline int begin_to_pod(struct __sk_buff *skb, struct work *work
 {
 	__u32 revision = current_state(STATE_REVISION);
 	bool from_host = is_from_host(skb, &work->packet);
+	__u32 flags = 0;
 	int reason;
 
 	if (!from_host && is_forged(&work->packet))
@@ -142,7 +148,9 @@ static __always_inline int begin_to_pod(struct __sk_buff *skb, struct work *work
 	reason = judge_first(skb, work, NULL, endpoint, from_host);
 	if (reason)
 		return reason;
-	return begin_flow(work, (from_host ? FLOW_FROM_HOST : 0) | work->asked, revision);
+	if (from_host)
+		flags = FLOW_FROM_HOST | (has_bound_source(skb, work, skb->ifindex) ? FLOW_MASQUERADED : 0);
+	return begin_flow(work, flags | work->asked, revision);
 }
 
 SEC("tc")
@@ -158,9 +166,13 @@ int to_pod(struct __sk_buff *skb)
 	begin_work(work, ETH_HLEN);
 	if (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6))
 		return NEXT_PROGRAM;
+	if (is_held())
+		return DROP(skb, work, REASON_ENGINE_SWITCH, FILE_ENDPOINT);
+	if (stands_aside())
+		return NEXT_PROGRAM;
 	if (!endpoint)
 		return DROP(skb, work, REASON_UNKNOWN_ENDPOINT, FILE_ENDPOINT);
-	reason = parse(skb, work, ETH_HLEN);
+	reason = parse(skb, work);
 	if (reason)
 		return DROP(skb, work, reason, FILE_ENDPOINT);
 	remember_fragment(&work->packet);
@@ -180,9 +192,12 @@ int to_pod(struct __sk_buff *skb)
 		if (reason)
 			return DROP(skb, work, reason, FILE_ENDPOINT);
 	}
-	reason = translate_source(skb, work, device);
-	if (reason)
-		return DROP(skb, work, reason, FILE_ENDPOINT);
+	TRACE(skb, work, FILE_ENDPOINT);
+	if (has_other_source(work)) {
+		reason = translate_source(skb, work, device);
+		if (reason)
+			return DROP(skb, work, reason, FILE_ENDPOINT);
+	}
 	return NEXT_PROGRAM;
 }
 

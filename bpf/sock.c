@@ -38,7 +38,7 @@ static __always_inline enum decision choose(const struct client *client, const s
 	struct frontend *frontend;
 
 	return balance(client->flags & CLIENT_IS_HOST ? ORIGIN_HOST : ORIGIN_POD,
-		       is_v4(&to->address) ? &client->v4 : &client->v6, to, proto, previous, chosen, &set_key,
+		       is_v4(&to->address) ? &client->v4 : &client->v6, 0, to, proto, previous, chosen, &set_key,
 		       &frontend);
 }
 

@@ -40,13 +40,13 @@ int from_wire(struct __sk_buff *skb)
 	struct work *work = working_memory();
 	int reason;
 
-	if (!uplink || !work || !is_ip(skb))
+	if (!uplink || !work || !is_ip(skb) || stands_aside())
 		return NEXT_PROGRAM;
 	/* A switch floods frames for others, too: to answer them would be to answer for others. */
 	if (skb->pkt_type == PACKET_OTHERHOST)
 		return NEXT_PROGRAM;
 	begin_work(work, uplink->header_length);
-	reason = parse(skb, work, uplink->header_length);
+	reason = parse(skb, work);
 	if ((address_flags(&work->packet.tuple.source) & ADDRESS_IS_OWN) || endpoint_with(&work->packet.tuple.source))
 		return DROP(skb, work, REASON_FORGED_SOURCE, FILE_UPLINK);
 	/* What cannot be read is for the stack; it cannot get by a pod's device either. */
@@ -60,6 +60,7 @@ int from_wire(struct __sk_buff *skb)
 		if (reason)
 			return DROP(skb, work, reason, FILE_UPLINK);
 		follow_flow(work);
+		TRACE(skb, work, FILE_UPLINK);
 		return NEXT_PROGRAM;
 	}
 	reason = begin_from_wire(skb, work);
@@ -81,18 +82,26 @@ int from_wire(struct __sk_buff *skb)
 static __always_inline int leave_without_flow(struct __sk_buff *skb, struct work *work, const struct uplink *uplink,
 					      __u32 device)
 {
+	const struct address *destination = &work->packet.tuple.destination;
 	__u32 flags = 0;
 	int reason;
 
 	/* A pod's packets have a flow, unless a cache has lost it on their way through. */
-	if (endpoint_with(&work->packet.tuple.source) && leaves_cluster(&work->packet, &work->packet.tuple.destination))
+	if (endpoint_with(&work->packet.tuple.source) && leaves_cluster(&work->packet, destination, address_flags(destination)))
 		return DROP(skb, work, REASON_NO_ROOM, FILE_UPLINK);
 	if (!(address_flags(&work->packet.tuple.source) & ADDRESS_IS_OWN) || skb->ingress_ifindex ||
 	    is_neighbour_discovery(&work->packet))
 		return NEXT_PROGRAM;
+	if (has_bound_source(skb, work, device)) {
+		reason = begin_flow(work, FLOW_FROM_HOST | FLOW_MASQUERADED, 0);
+		if (!reason)
+			reason = translate_source(skb, work, device);
+		return reason ? DROP(skb, work, reason, FILE_UPLINK) : NEXT_PROGRAM;
+	}
 	reason = find_service(work, ORIGIN_HOST, &flags);
+	/* From a socket that was connected before there was the Service: its program's next one is led to a backend. */
 	if (flags & FLOW_BALANCED)
-		reason = REASON_UNSUPPORTED;
+		reason = work->packet.tuple.proto == IPPROTO_SCTP ? REASON_UNSUPPORTED : rejection(&work->packet);
 	if (reason == REJECT_PACKET) {
 		TELL(skb, work, EVENT_REJECT, FILE_UPLINK);
 		reason = uplink->header_length == ETH_HLEN ? refuse(skb, work) : REASON_UNSUPPORTED;
@@ -110,10 +119,10 @@ int to_wire(struct __sk_buff *skb)
 	struct work *work = working_memory();
 	int reason;
 
-	if (!uplink || !work || !is_ip(skb))
+	if (!uplink || !work || !is_ip(skb) || stands_aside())
 		return NEXT_PROGRAM;
 	begin_work(work, uplink->header_length);
-	reason = parse(skb, work, uplink->header_length);
+	reason = parse(skb, work);
 	if (reason) {
 		/* A pod's address must not go out where nobody knows it. */
 		if (endpoint_with(&work->packet.tuple.source))
@@ -124,9 +133,12 @@ int to_wire(struct __sk_buff *skb)
 	if (!meet(skb, work))
 		return leave_without_flow(skb, work, uplink, device);
 	follow_flow(work);
-	reason = translate_source(skb, work, device);
-	if (reason)
-		return DROP(skb, work, reason, FILE_UPLINK);
+	TRACE(skb, work, FILE_UPLINK);
+	if (has_other_source(work)) {
+		reason = translate_source(skb, work, device);
+		if (reason)
+			return DROP(skb, work, reason, FILE_UPLINK);
+	}
 	return NEXT_PROGRAM;
 }
 

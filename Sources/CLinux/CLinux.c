@@ -1,9 +1,12 @@
 #define _GNU_SOURCE
 #include "CLinux.h"
 
+#include <link.h>
 #include <linux/membarrier.h>
 #include <malloc.h>
 #include <sched.h>
+#include <stdint.h>
+#include <sys/mman.h>
 #include <unistd.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -15,3 +18,23 @@ int clinux_pipe2(int ends[2], int flags) { return pipe2(ends, flags); }
 int clinux_membarrier_global(void) { return (int)syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0); }
 
 void clinux_malloc_trim(void) { malloc_trim(0); }
+
+static int release_part_pages(struct dl_phdr_info *info, size_t size, void *page_size) {
+  (void)size;
+  uintptr_t page = *(uintptr_t *)page_size;
+  for (int i = 0; i < info->dlpi_phnum; i++) {
+    const ElfW(Phdr) *part = &info->dlpi_phdr[i];
+    if (part->p_type != PT_LOAD || (part->p_flags & PF_W)) continue;
+    uintptr_t begin = (info->dlpi_addr + part->p_vaddr + page - 1) & ~(page - 1);
+    uintptr_t end = (info->dlpi_addr + part->p_vaddr + part->p_filesz) & ~(page - 1);
+    // Pages of the file, never written to: what is needed again comes back from the page cache.
+    if (begin < end) madvise((void *)begin, end - begin, MADV_DONTNEED);
+  }
+  // The program itself stands first; libraries are other programs' too.
+  return 1;
+}
+
+void clinux_release_program_pages(void) {
+  uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+  dl_iterate_phdr(release_part_pages, &page);
+}

@@ -13,6 +13,8 @@ public enum DropReason: String, Sendable, Hashable, CaseIterable {
   case masqueradePorts = "masquerade-ports"
   case unsupported
   case noRoom = "no-room"
+  case noConnection = "no-connection"
+  case engineSwitch = "engine-switch"
 
   /// What `walk` can say; the others are policy's and the packet path's own.
   public static let ofServices: [DropReason] = [
@@ -20,7 +22,9 @@ public enum DropReason: String, Sendable, Hashable, CaseIterable {
   ]
 
   /// What only programs say that read packets themselves: netfilter has handled it before rules are asked.
-  public static let ofPacketPrograms: [DropReason] = [.malformed, .fragment, .masqueradePorts, .unsupported, .noRoom]
+  public static let ofPacketPrograms: [DropReason] = [
+    .malformed, .fragment, .masqueradePorts, .unsupported, .noRoom, .noConnection, .engineSwitch,
+  ]
 
   public var explanation: String {
     switch self {
@@ -36,6 +40,8 @@ public enum DropReason: String, Sendable, Hashable, CaseIterable {
     case .fragment: "a fragment that came before the first one of its packet, or too long after it"
     case .masqueradePorts: "every port that a masqueraded flow could leave with is taken"
     case .noRoom: "connection tracking could not take the flow"
+    case .noConnection: "a reset or an ICMP error to a Service, of a connection that is not known any more"
+    case .engineSwitch: "held back while one engine took over from another"
     case .unsupported: "nothing that this engine handles: extension headers, an Ethernet type, SCTP to another port"
     }
   }

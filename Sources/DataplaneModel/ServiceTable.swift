@@ -50,9 +50,11 @@ public enum EmptyAction: UInt8, Sendable, Hashable {
   case drop
 }
 
-/// The backends a new flow is spread over, uniformly. A backend's index is its *slot*.
+/// The backends a new flow is spread over: uniformly at random, or by a hash of its client's address and port.
 public struct BackendSet: Sendable, Hashable {
-  public var backends: [SocketAddress]
+  public private(set) var backends: [SocketAddress]
+  /// Whose the slots are; nil: a flow's slot is chosen at random, and a backend's index is its slot.
+  public private(set) var maglev: MaglevTable?
   public var emptyAction: EmptyAction
   /// Seconds a client sticks to a backend, 1...86400; nil: no affinity.
   public var affinityTimeout: UInt32?
@@ -61,18 +63,27 @@ public struct BackendSet: Sendable, Hashable {
 
   public init(
     backends: [SocketAddress], emptyAction: EmptyAction, affinityTimeout: UInt32? = nil,
-    draining: [SocketAddress] = []
+    draining: [SocketAddress] = [], isHashed: Bool = false
   ) {
-    self.backends = backends
+    // All nodes have to make the same table of the same backends.
+    self.backends = isHashed ? backends.sorted() : backends
+    maglev = isHashed ? MaglevTable(self.backends) : nil
     self.emptyAction = emptyAction
     self.affinityTimeout = affinityTimeout
     self.draining = draining
   }
 
+  /// Whose each slot is.
+  public var slots: [SocketAddress] { maglev?.owners.map { backends[Int($0)] } ?? backends }
+  public func backend(ofSlot slot: Int) -> SocketAddress {
+    backends[maglev.map { Int($0.owners[slot]) } ?? slot]
+  }
+  public var slotCount: Int { maglev?.owners.count ?? backends.count }
+
   /// The same members in an order that changes as few slots as can be: a leaving backend's slot is taken over by one
   /// from the end, a new one is appended. `previous` is the order in force.
   public func withSlots(following previous: [SocketAddress]) -> BackendSet {
-    guard !previous.isEmpty, previous != backends else { return self }
+    guard !previous.isEmpty, previous != backends, maglev == nil else { return self }
     var result = self
     var wanted = Set(backends)
     var slots: [SocketAddress?] = previous.map { wanted.remove($0) }

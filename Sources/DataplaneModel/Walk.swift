@@ -113,6 +113,10 @@ extension Tables {
       return services.sets[id]?.emptyAction == .drop ? [.dropped(.noLocalEndpoint)] : [.rejected(.noEndpoint)]
     }
     var candidates = set.backends
+    // A socket that connects has no port yet, and is balanced at random.
+    if set.maglev != nil, packet.sourcePort != 0 {
+      candidates = [set.backend(ofSlot: MaglevTable.slot(client: packet.source, port: packet.sourcePort))]
+    }
     if set.affinityTimeout != nil,
       let stuck = affinity.entries[.init(client: packet.source, service: frontend.service)],
       set.backends.contains(stuck)

@@ -9,9 +9,7 @@ extension ObjectDecoder {
 
   func networkPolicy(_ node: ManifestNode, _ metadata: ObjectMetadata) throws(FieldError) -> NetworkPolicy {
     var policy = NetworkPolicy(key: metadata.key)
-    policy.mode = try node.section("metadata") { (metadata) throws(FieldError) in
-      try metadata.optional("annotations", Self.mode) ?? .enforce
-    }
+    policy.mode = try annotation(WellKnown.mode, of: node) ?? .enforce
     try node.section("spec") { (spec) throws(FieldError) in
       policy.podSelector = try spec.optional("podSelector", selector) ?? LabelSelector()
       policy.ingress = try spec.list("ingress") { (rule) throws(FieldError) in try self.rule(rule, peers: "from") }
@@ -23,17 +21,6 @@ extension ObjectDecoder {
       policy.isolatesEgress = types.isEmpty ? !policy.egress.isEmpty : types.contains(.egress)
     }
     return policy
-  }
-
-  /// Of the annotations, which are known to be a mapping of text.
-  private static func mode(_ annotations: ManifestNode) throws(FieldError) -> NetworkPolicy.Mode {
-    for entry in try annotations.entries() where entry.key == WellKnown.mode {
-      do throws(FieldError) {
-        let text = try Read.stringMapValue(entry.value)
-        return try Read.choice(.scalar(text, isQuoted: true, line: entry.value.line)) as NetworkPolicy.Mode
-      } catch { throw error.within("[\(WellKnown.mode)]") }
-    }
-    return .enforce
   }
 
   private func rule(_ node: ManifestNode, peers: String) throws(FieldError) -> NetworkPolicyRule {

@@ -6,6 +6,7 @@ extension ObjectDecoder {
     var service = Service(key: metadata.key)
     service.creationTimestamp = (metadata.creationTime ?? 0) / 1000
     service.proxyName = metadata.labels[WellKnown.serviceProxyName]
+    service.loadBalancing = try annotation(WellKnown.loadBalancing, of: node) ?? .random
     try node.section("spec") { (spec) throws(FieldError) in
       service.type = try spec.nonEmpty("type", Read.choice) ?? .clusterIP
       try readClusterIPs(spec, &service)

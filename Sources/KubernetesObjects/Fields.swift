@@ -4,12 +4,12 @@ import NetworkTypes
 
 /// What is wrong with one field; the path grows while the error leaves the nested readers, so that reading a good
 /// object builds no path at all.
-struct FieldError: Error {
-  var path: String
-  var line: Int
-  var message: String
+package struct FieldError: Error {
+  package var path: String
+  package var line: Int
+  package var message: String
 
-  init(_ node: ManifestNode, _ message: String) {
+  package init(_ node: ManifestNode, _ message: String) {
     path = ""
     line = node.line
     self.message = message
@@ -22,7 +22,7 @@ struct FieldError: Error {
   }
 }
 
-typealias FieldReader<Value> = (ManifestNode) throws(FieldError) -> Value
+package typealias FieldReader<Value> = (ManifestNode) throws(FieldError) -> Value
 
 extension ManifestNode {
   /// The entries of a mapping; null counts as empty, as it does for the API.
@@ -43,19 +43,19 @@ extension ManifestNode {
   }
 
   /// nil where the field is missing or null.
-  func optional<Value>(_ key: String, _ read: FieldReader<Value>) throws(FieldError) -> Value? {
+  package func optional<Value>(_ key: String, _ read: FieldReader<Value>) throws(FieldError) -> Value? {
     _ = try entries()
     guard let value = self[key] else { return nil }
     do throws(FieldError) { return try read(value) } catch { throw error.within(key) }
   }
 
-  func required<Value>(_ key: String, _ read: FieldReader<Value>) throws(FieldError) -> Value {
+  package func required<Value>(_ key: String, _ read: FieldReader<Value>) throws(FieldError) -> Value {
     guard let value = try optional(key, read) else { throw wrong(key, "is missing") }
     return value
   }
 
   /// The field, or an empty mapping in its place.
-  func section<Value>(_ key: String, _ read: FieldReader<Value>) throws(FieldError) -> Value {
+  package func section<Value>(_ key: String, _ read: FieldReader<Value>) throws(FieldError) -> Value {
     guard let value = try optional(key, read) else {
       do throws(FieldError) { return try read(.mapping([], line: line)) } catch { throw error.within(key) }
     }
@@ -63,7 +63,7 @@ extension ManifestNode {
   }
 
   /// Empty where the field is missing or null. A null element is passed on, to be read as an empty mapping.
-  func list<Value>(_ key: String, _ read: FieldReader<Value>) throws(FieldError) -> [Value] {
+  package func list<Value>(_ key: String, _ read: FieldReader<Value>) throws(FieldError) -> [Value] {
     try indexedList(key) { (element, _) throws(FieldError) in try read(element) }
   }
 
@@ -82,23 +82,23 @@ extension ManifestNode {
   }
 
   /// An error at a field of this mapping: its own line where it is written, else the mapping's.
-  func wrong(_ key: String, _ message: String) -> FieldError {
+  package func wrong(_ key: String, _ message: String) -> FieldError {
     FieldError(self[key] ?? self, message).within(key)
   }
 
   /// nil also for "", which is how the API writes several defaults.
-  func nonEmpty<Value>(_ key: String, _ read: FieldReader<Value>) throws(FieldError) -> Value? {
+  package func nonEmpty<Value>(_ key: String, _ read: FieldReader<Value>) throws(FieldError) -> Value? {
     if case .scalar("", _, _)? = self[key] { return nil }
     return try optional(key, read)
   }
 }
 
 /// Readers of one field's value, to be handed to the functions above.
-enum Read {
+package enum Read {
   // MARK: Scalars
 
   /// Any scalar, as it is written.
-  static func text(_ field: ManifestNode) throws(FieldError) -> String {
+  package static func text(_ field: ManifestNode) throws(FieldError) -> String {
     guard case .scalar(let text, _, _) = field else { throw FieldError(field, "must be text, is \(field.summary)") }
     return text
   }
@@ -114,7 +114,7 @@ enum Read {
     return number
   }
 
-  static func flag(_ field: ManifestNode) throws(FieldError) -> Bool {
+  package static func flag(_ field: ManifestNode) throws(FieldError) -> Bool {
     if case .scalar(let text, false, _) = field, text.utf8.count <= 5 {
       switch text.lowercased() {
       case "true", "yes", "on", "y": return true
@@ -126,7 +126,7 @@ enum Read {
   }
 
   /// One of an enumeration's raw values.
-  static func choice<Choice>(_ field: ManifestNode) throws(FieldError) -> Choice
+  package static func choice<Choice>(_ field: ManifestNode) throws(FieldError) -> Choice
   where Choice: RawRepresentable<String> & CaseIterable {
     let text = try text(field)
     guard let choice = Choice(rawValue: text) else {

@@ -40,7 +40,7 @@ public enum ManifestNode: Sendable, Hashable {
   }
 
   /// `a list`, `a mapping`, `"text"`: how a message names it.
-  var summary: String {
+  package var summary: String {
     switch self {
     case .null: "null"
     case .sequence: "a list"

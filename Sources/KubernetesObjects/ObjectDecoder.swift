@@ -34,6 +34,11 @@ public final class ObjectDecoder {
     decode(node, file: file, inherited: nil)
   }
 
+  /// Decodes an object of a kind that is known: in lists of the API server they do not name it.
+  public func decode(_ node: ManifestNode, as kind: ObjectKind) -> DecodeResult {
+    decode(node, file: "", inherited: TypeMeta(apiVersion: kind.apiVersion, kind: kind.rawValue))
+  }
+
   private struct TypeMeta {
     var apiVersion: String
     var kind: String
@@ -212,6 +217,23 @@ extension ObjectDecoder {
       } catch { throw error.within("[\(abbreviated(entry.key))]") }
     }
     return annotations
+  }
+
+  /// One of an object's annotations that mean something to Sluice, whose annotations are known to be a mapping of text.
+  func annotation<Value: RawRepresentable & CaseIterable>(_ key: String, of node: ManifestNode) throws(FieldError)
+    -> Value?
+  where Value.RawValue == String {
+    try node.section("metadata") { (metadata) throws(FieldError) in
+      try metadata.section("annotations") { (annotations) throws(FieldError) in
+        for entry in try annotations.entries() where entry.key == key {
+          do throws(FieldError) {
+            let text = try Read.stringMapValue(entry.value)
+            return try Read.choice(.scalar(text, isQuoted: true, line: entry.value.line)) as Value
+          } catch { throw error.within("[\(key)]") }
+        }
+        return nil
+      }
+    }
   }
 }
 

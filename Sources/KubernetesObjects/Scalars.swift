@@ -1,5 +1,7 @@
 /// What unquoted text is for YAML 1.1 and JSON, and when a time was.
 
+import Glibc
+
 /// A number as kubectl's YAML reader sees one.
 enum YAMLNumber: Equatable {
   case integer(Int)
@@ -104,4 +106,16 @@ func unixMilliseconds(rfc3339 text: String) -> Int64? {
   let days = era * 146_097 + yearOfEra * 365 + yearOfEra / 4 - yearOfEra / 100 + dayOfYear - 719_468
   let seconds = days * 86400 + hour * 3600 + minute * 60 + second - offset
   return Int64(seconds) * 1000 + Int64(milliseconds)
+}
+
+/// The other way round: `2026-01-31T12:00:00Z`. A time of no year from 0 to 9999 becomes a text that is none.
+public func rfc3339(unixSeconds: Int64) -> String {
+  var (seconds, parts) = (time_t(unixSeconds), tm())
+  guard gmtime_r(&seconds, &parts) != nil else { return "unix time \(unixSeconds)" }
+  func padded(_ number: CInt, _ count: Int) -> String {
+    let digits = "\(number)"
+    return String(repeating: "0", count: max(0, count - digits.count)) + digits
+  }
+  return "\(padded(parts.tm_year &+ 1900, 4))-\(padded(parts.tm_mon + 1, 2))-\(padded(parts.tm_mday, 2))"
+    + "T\(padded(parts.tm_hour, 2)):\(padded(parts.tm_min, 2)):\(padded(parts.tm_sec, 2))Z"
 }

@@ -30,6 +30,13 @@ public struct ServicePort: Hashable, Sendable {
   }
 }
 
+/// How a new flow's endpoint is chosen.
+public enum LoadBalancing: String, Hashable, Sendable, CaseIterable {
+  case random
+  /// By a hash of the client's address and port: the same on every node, and nearly so when endpoints come and go.
+  case maglev
+}
+
 public struct Service: Hashable, Sendable {
   public var key: ObjectKey
   /// Unix time in seconds, 0 where it is not known.
@@ -44,6 +51,8 @@ public struct Service: Hashable, Sendable {
   public var healthCheckNodePort: Port?
   /// Seconds, 1...86400; nil where sessionAffinity is None.
   public var affinityTimeoutSeconds: Int?
+  /// Annotation `sluice.dev/load-balancing`.
+  public var loadBalancing = LoadBalancing.random
   /// Label `service.kubernetes.io/service-proxy-name`: another proxy's Service where it is set.
   public var proxyName: String?
   /// At most one of each family; empty for headless and ExternalName Services and where none is allocated.

@@ -86,5 +86,6 @@ public enum WellKnown {
   public static let zone = "topology.kubernetes.io/zone"
   public static let namespaceName = "kubernetes.io/metadata.name"
   public static let mode = "sluice.dev/mode"
+  public static let loadBalancing = "sluice.dev/load-balancing"
   public static let lastChangeTriggerTime = "endpoints.kubernetes.io/last-change-trigger-time"
 }

@@ -191,7 +191,7 @@ public final class ChildProcess: Sendable {
 
   /// Starts a program that reports on descriptor 3 when it is ready, and waits for that.
   static func startReporting(
-    _ arguments: [String], name: String, in surroundings: Surroundings?, log: String, milliseconds: Int = 10_000
+    _ arguments: [String], name: String, in surroundings: Surroundings?, log: String, milliseconds: Int = 30_000
   ) throws -> ChildProcess {
     var ready = try Channel()
     let output = open(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0o644)
@@ -207,7 +207,8 @@ public final class ChildProcess: Sendable {
       process.signal(SIGKILL)
       process.wait(milliseconds: 1000)
       let words = (Files.text(log) ?? "").split(separator: "\n").suffix(5).joined(separator: " | ")
-      throw LabError.process(name: name, reason: "did not become ready: \(words)")
+      let reason = result == 0 ? "not ready after \(milliseconds) ms" : "ended before it was ready"
+      throw LabError.process(name: name, reason: "\(reason): \(words)")
     }
     return process
   }

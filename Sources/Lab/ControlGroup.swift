@@ -39,13 +39,22 @@ struct ControlGroup: Sendable, Hashable {
   /// Ends everything in the group and below it, and waits until nothing is left.
   func killAll() throws(LabError) {
     guard exists else { return }
-    try Files.write("1", to: "\(path)/cgroup.kill")
-    try waitUntilEmpty(milliseconds: 10_000)
+    // Since Linux 5.14; before, one by one, until nobody who was just starting another is left.
+    let killsAtOnce = Files.exists("\(path)/cgroup.kill")
+    if killsAtOnce { try Files.write("1", to: "\(path)/cgroup.kill") }
+    try waitUntilEmpty(milliseconds: 10_000) { if !killsAtOnce { signalTree(SIGKILL) } }
   }
 
-  func waitUntilEmpty(milliseconds: Int) throws(LabError) {
+  private func signalTree(_ signal: Int32) {
+    self.signal(signal)
+    for name in Files.names(in: path) where Files.isDirectory("\(path)/\(name)") { child(name).signalTree(signal) }
+  }
+
+  /// - Parameter urge: called each time that there is still something.
+  func waitUntilEmpty(milliseconds: Int, _ urge: () -> Void = {}) throws(LabError) {
     let deadline = monotonicNanoseconds() + UInt64(milliseconds) * 1_000_000
     while exists, isPopulated {
+      urge()
       guard monotonicNanoseconds() < deadline else { throw .timedOut("processes in \(path) do not end") }
       usleep(1000)
     }

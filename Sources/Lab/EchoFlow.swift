@@ -12,7 +12,8 @@ public struct EchoFlowSpec: Sendable {
   /// An answer later than that counts as a gap.
   public var gapMilliseconds = 200
   public var sourceAddress: IPAddress?
-  /// UDP only: goes on after errors, from the same socket and so the same source port, as a resolver or a game does.
+  /// UDP only: goes on after errors, from the same socket and so the same source port, as a resolver or a game does. Only
+  /// where the kernel has ended the socket, or refused to connect it, it takes another.
   public var survivesErrors = false
 
   public init(_ mode: ProbeSpec.Mode, to target: SocketAddress) {
@@ -60,14 +61,15 @@ public struct EchoFlowReport: Sendable {
 /// Runs long-lived flows from the calling thread's network namespace.
 public struct EchoFlow {
   private final class State {
-    let socket: Socket
+    /// nil: the next message opens one.
+    var socket: Socket?
     var report = EchoFlowReport()
     var input: [UInt8] = []
     /// When the oldest message that has no answer yet was sent; nil when all are answered.
     var waitingSince: UInt64?
     var greeted = false
 
-    init(_ socket: Socket) { self.socket = socket }
+    init(_ socket: Socket?) { self.socket = socket }
   }
 
   /// Opens the flows and keeps them busy until `shouldStop`, or until all have broken.
@@ -80,7 +82,7 @@ public struct EchoFlow {
       throw .invalid(field: "mode", value: "http", reason: "long-lived flows are tcp or udp")
     }
     var states: [State] = []
-    for _ in 0..<spec.flows { states.append(try open(spec)) }
+    for _ in 0..<spec.flows { states.append(try begin(spec)) }
     opened()
     let begin = monotonicNanoseconds()
     var buffer = [UInt8](repeating: 0, count: 65_536)
@@ -100,7 +102,18 @@ public struct EchoFlow {
     }
   }
 
-  private static func open(_ spec: EchoFlowSpec) throws(LabError) -> State {
+  private static func begin(_ spec: EchoFlowSpec) throws(LabError) -> State {
+    do throws(LabError) {
+      return State(try open(spec))
+    } catch .system(operation: "connect", object: _, errno: ECONNREFUSED) where spec.survivesErrors && spec.mode == .udp
+    {
+      let state = State(nil)
+      state.report.errors = 1
+      return state
+    }
+  }
+
+  private static func open(_ spec: EchoFlowSpec) throws(LabError) -> Socket {
     let socket = try Socket(spec.target.address.family, spec.mode == .udp ? SOCK_DGRAM : SOCK_STREAM)
     if let source = spec.sourceAddress {
       let code = socket.bind(source, port: 0)
@@ -113,11 +126,16 @@ public struct EchoFlow {
     }
     guard code == 0 else { throw .system(operation: "connect", object: "\(spec.target)", errno: code) }
     if spec.mode == .tcp { socket.set(Int32(IPPROTO_TCP), TCP_NODELAY, 1) }
-    return State(socket)
+    return socket
   }
 
   private static func send(_ state: State, _ tick: Int, _ now: UInt64, _ begin: UInt64, _ spec: EchoFlowSpec) {
-    let count = state.socket.send(Array("\(tick)\n".utf8))
+    if state.socket == nil { state.socket = try? open(spec) }
+    guard let socket = state.socket else {
+      state.report.errors += 1
+      return
+    }
+    let count = socket.send(Array("\(tick)\n".utf8))
     // EPERM: taken by netfilter on the way out; see Probe.
     if count >= 0 || count == -Int(EPERM) {
       state.report.sent += 1
@@ -131,6 +149,7 @@ public struct EchoFlow {
     if spec.survivesErrors, spec.mode == .udp {
       state.report.errors += 1
       state.waitingSince = nil
+      if code == ECONNABORTED { state.socket = nil }
       return
     }
     state.report.broken = Probe.outcome(of: code)
@@ -145,11 +164,13 @@ public struct EchoFlow {
       let now = monotonicNanoseconds()
       let live = states.filter { $0.report.broken == nil }
       guard now < until, !live.isEmpty else { return }
-      var entries = live.map { pollfd(fd: $0.socket.descriptor, events: Int16(POLLIN), revents: 0) }
+      // A negative descriptor is waited for in vain.
+      var entries = live.map { pollfd(fd: $0.socket?.descriptor ?? -1, events: Int16(POLLIN), revents: 0) }
       guard poll(&entries, nfds_t(entries.count), Int32((until - now + 999_999) / 1_000_000)) > 0 else { continue }
       for (state, entry) in zip(live, entries) where entry.revents != 0 {
+        guard let socket = state.socket else { continue }
         let arrived = monotonicNanoseconds()
-        let count = state.socket.receive(&buffer)
+        let count = socket.receive(&buffer)
         if count > 0 {
           state.input += buffer[0..<count]
           take(state, isDatagram: spec.mode == .udp, arrived, begin, spec)

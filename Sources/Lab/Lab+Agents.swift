@@ -31,12 +31,13 @@ extension Lab {
     defer { close(output) }
     var sockets = configuration.socketLB.map { ["--socket-lb", $0] } ?? []
     if configuration.servesSockets { sockets += ["--cgroup", try ControlGroup.ofAllLabs().path] }
+    let source = configuration.usesAPIServer ? ["--kubeconfig", kubeconfig] : ["--manifests", state.manifests]
     let agent = try ChildProcess.start(
       [
-        binary("sluice-agent"), "--node-name", node, "--manifests", state.manifests, "--engine", configuration.engine,
-        "--state-dir", LocalAPIDefaults.stateDirectory, "--socket", LocalAPIDefaults.agentSocket, "--metrics-address",
+        binary("sluice-agent"), "--node-name", node, "--engine", configuration.engine, "--state-dir",
+        LocalAPIDefaults.stateDirectory, "--socket", LocalAPIDefaults.agentSocket, "--metrics-address",
         "127.0.0.1:10249", "--healthz-address", "0.0.0.0:10256", "--cni-conf-dir", "/etc/cni/net.d",
-      ] + sockets + configuration.agentArguments + arguments, name: "agent of \(node)", in: surroundings,
+      ] + source + sockets + configuration.agentArguments + arguments, name: "agent of \(node)", in: surroundings,
       descriptors: [nil, output, output])
     members.withLock { $0.agents[node] = agent }
     if waits { try waitUntilAgentIsReady(node) }
@@ -71,7 +72,7 @@ extension Lab {
   }
 
   /// SIGKILL: what a crash looks like.
-  public func killAgent(_ node: String) throws { try endAgent(node, SIGKILL, 5000) }
+  public func killAgent(_ node: String) throws { try endAgent(node, SIGKILL, 15_000) }
 
   private func endAgent(_ node: String, _ signal: Int32, _ milliseconds: Int) throws {
     _ = try index(ofNode: node)

@@ -9,10 +9,10 @@ extension Lab {
   public func apply(_ manifestName: String, _ yaml: String) throws {
     let file = try Self.fileName(manifestName)
     try members.withLock { members in
-      try Files.replace("\(state.manifests)/\(file)", yaml)
       let services = (try? LabService.read(yaml: yaml, file: file)) ?? []
-      let gone = Set((members.services[file] ?? []).map(\.name)).subtracting(services.map(\.name))
-      members.services[file] = services
+      let before = members.withServices { $0.updateValue(services, forKey: file) ?? [] }
+      try Files.replace("\(state.manifests)/\(file)", yaml)
+      let gone = Set(before.map(\.name)).subtracting(services.map(\.name))
       for name in gone { removeSlices(of: name) }
       for service in services {
         try ensureNamespace(service.name.namespace, &members)
@@ -25,8 +25,9 @@ extension Lab {
   public func removeManifest(_ manifestName: String) throws {
     let file = try Self.fileName(manifestName)
     members.withLock { members in
+      let gone = members.withServices { $0.removeValue(forKey: file) ?? [] }
       unlink("\(state.manifests)/\(file)")
-      for service in members.services.removeValue(forKey: file) ?? [] { removeSlices(of: service.name) }
+      for service in gone { removeSlices(of: service.name) }
     }
   }
 
@@ -57,8 +58,9 @@ extension Lab {
   }
 
   /// Rewrites the slices of all Services that select the pod.
-  func publishServices(selecting pod: LabPod, _ members: Members) throws {
-    for service in members.services.values.joined() where service.selects(pod) { try publish(service, members) }
+  func publishServices(selecting pod: LabPod, _ members: inout Members) throws {
+    let services = members.withServices { $0.values.joined().filter { $0.selects(pod) } }
+    for service in services { try publish(service, members) }
   }
 
   private func publish(_ service: LabService, _ members: Members) throws {

@@ -54,7 +54,7 @@ extension Lab {
     var new = old
     new.spec.labels = labels
     try update(new)
-    try members.withLock { try publishServices(selecting: old, $0) }
+    try members.withLock { try publishServices(selecting: old, &$0) }
   }
 
   /// Marks the pod as going: its endpoints are terminating, no longer ready, and still serving or not. It runs on.
@@ -131,7 +131,7 @@ extension Lab {
       }
       members.pods[pod.name] = pod
       try writePod(pod)
-      try publishServices(selecting: pod, members)
+      try publishServices(selecting: pod, &members)
     }
   }
 
@@ -179,7 +179,7 @@ extension Lab {
       members.pods[pod.name] = nil
       unlink("\(state.manifests)/pod_\(pod.name.namespace)_\(pod.name.name).yaml")
       unlink(state.podFile(pod))
-      try publishServices(selecting: pod, members)
+      try publishServices(selecting: pod, &members)
       members.children.removeAll { $0.poll() != nil }
     }
   }

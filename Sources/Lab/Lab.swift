@@ -18,11 +18,25 @@ public final class Lab: Sendable {
   struct Members {
     var pods: [PodName: LabPod] = [:]
     /// By manifest file.
-    var services: [String: [LabService]] = [:]
+    private(set) var services: [String: [LabService]] = [:]
+    /// Where the Services of a lab that another process brought up stand: read when they are needed, as there may be many.
+    var unreadManifests: String?
     var namespaces: Set<String> = []
     var agents: [String: ChildProcess] = [:]
+    var apiServer: ChildProcess?
     /// Holders, pods' servers and whatever else was started: waited for when the lab goes down.
     var children: [ChildProcess] = []
+
+    /// Changes what Services there are.
+    mutating func withServices<Result>(_ body: (inout [String: [LabService]]) throws -> Result) rethrows -> Result {
+      if let folder = unreadManifests {
+        for file in Files.names(in: folder) where !file.hasPrefix(".") {
+          services[file] = try? LabService.read(yaml: Files.text("\(folder)/\(file)") ?? "", file: file)
+        }
+        unreadManifests = nil
+      }
+      return try body(&services)
+    }
   }
 
   public let configuration: LabConfiguration
@@ -46,10 +60,7 @@ public final class Lab: Sendable {
     let pods = try configuration.nodes.flatMap { try state.loadPods(of: $0.name) }
     members.withLock { members in
       for pod in pods { members.pods[pod.name] = pod }
-      for file in Files.names(in: state.manifests) where !file.hasPrefix(".") {
-        let text = Files.text("\(state.manifests)/\(file)") ?? ""
-        members.services[file] = try? LabService.read(yaml: text, file: file)
-      }
+      members.unreadManifests = state.manifests
     }
   }
 
@@ -103,7 +114,9 @@ public final class Lab: Sendable {
 
   private func checkMachine() throws(LabError) {
     guard geteuid() == 0 else { throw .machine("a lab needs root: namespaces and cgroups are made") }
-    for program in ["dpctl"] + (configuration.startsAgents ? ["sluice-agent", "sluice"] : []) {
+    for program in ["dpctl"] + (configuration.startsAgents ? ["sluice-agent", "sluice"] : [])
+      + (configuration.usesAPIServer ? ["apiserver-double"] : [])
+    {
       let path = binary(program)
       guard access(path, X_OK) == 0 else { throw .missingBinary(path: path) }
     }
@@ -127,6 +140,7 @@ public final class Lab: Sendable {
         [ObjectManifests.node(node, addresses: LabAddresses.node(index), podCIDRs: LabAddresses.podCIDRs(index))])
       if !configuration.startsAgents { try writeStaticNetworkConfiguration(node: node.name, index: index) }
     }
+    if configuration.usesAPIServer { try startAPIServer() }
     guard configuration.startsAgents else { return }
     // All first, then wait for all: they start side by side.
     for node in configuration.nodes { try startAgent(node.name, waits: false) }

@@ -24,11 +24,15 @@ public struct LabConfiguration: Sendable {
   public var startsAgents = true
   /// Appended to the agent's command line.
   public var agentArguments: [String] = []
+  /// Whether agents follow an API server, which serves the folder of manifests, instead of the folder.
+  public var usesAPIServer = false
   /// The data plane: `--engine`.
   public var engine = "nftables"
   /// Whose connections are translated at the socket: `--socket-lb`; nil: what the engine does by itself.
   public var socketLB: String?
   /// Whether programs on the cgroup of all labs see sockets.
+  /// The agents' `--socket-lb`.
+  public var socketMode: String { socketLB ?? (engine == "ebpf" ? "all" : "off") }
   var servesSockets: Bool { socketLB != nil || engine == "ebpf" }
 
   /// Nodes `node1`, `node2`… in the zones a, b, c in turn.
@@ -50,7 +54,7 @@ public struct LabConfiguration: Sendable {
     guard (1...100).contains(nodes.count) else {
       throw .invalid(field: "nodes", value: "\(nodes.count)", reason: "a lab has 1 to 100 nodes")
     }
-    var seen: Set<String> = ["client", "switch", "manifests"]
+    var seen: Set<String> = ["client", "switch", "manifests", "apiserver"]
     for node in nodes {
       try Self.validate("node name", node.name)
       guard seen.insert(node.name).inserted else {

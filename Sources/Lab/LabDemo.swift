@@ -12,12 +12,15 @@ public final class LabDemo {
   private let lab: Lab
   private let shop: String
   private let policy: String
+  private let graceMicroseconds: UInt32
   private var failures: [String] = []
 
   /// - Parameters:
   ///   - shop: the YAML of the shop's Services.
   ///   - policy: the YAML of its NetworkPolicy.
-  public init(lab: Lab, shop: String, policy: String) {
+  ///   - grace: after which a pod that leaves must get no new request.
+  public init(lab: Lab, shop: String, policy: String, grace: Duration = .milliseconds(300)) {
+    graceMicroseconds = UInt32(clamping: Int64(grace / .microseconds(1)))
     self.lab = lab
     self.shop = shop
     self.policy = policy
@@ -190,7 +193,7 @@ public final class LabDemo {
     let leaving = PodName("shop", "api-2")
     let asked = monotonicNanoseconds()
     try lab.terminate(leaving)
-    usleep(600_000)
+    usleep(300_000 + graceMicroseconds)
     try lab.removePod(leaving)
     usleep(300_000)
     let report = try work.stop()
@@ -198,7 +201,7 @@ public final class LabDemo {
     printTimeline(report, asked)
     let last = report.results.last { $0.pod == leaving.name }
     let lag = last.map { max(0, Int64($0.started) - Int64(asked)) / 1000 } ?? 0
-    let after = report.results.filter { $0.started > asked + 300_000_000 }
+    let after = report.results.filter { $0.started > asked + UInt64(graceMicroseconds) * 1000 }
     check(report.failures.isEmpty, "\(report.summary): none refused, none lost")
     check(
       !after.isEmpty && after.allSatisfy { $0.pod == "api-1" },

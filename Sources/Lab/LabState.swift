@@ -48,6 +48,7 @@ struct LabState: Sendable {
     let json: JSONValue = [
       "name": .string(configuration.name), "nodes": .array(nodes), "binDirectory": .string(configuration.binDirectory),
       "startsAgents": .bool(configuration.startsAgents), "engine": .string(configuration.engine),
+      "usesAPIServer": .bool(configuration.usesAPIServer),
       "socketLB": configuration.socketLB.map { .string($0) } ?? .null,
       "agentArguments": .array(configuration.agentArguments.map { .string($0) }),
     ]
@@ -68,6 +69,7 @@ struct LabState: Sendable {
     }
     var configuration = LabConfiguration(name: name, nodes: specs, binDirectory: binDirectory)
     configuration.startsAgents = json["startsAgents"]?.boolValue ?? true
+    configuration.usesAPIServer = json["usesAPIServer"]?.boolValue ?? false
     configuration.engine = json["engine"]?.stringValue ?? configuration.engine
     configuration.socketLB = json["socketLB"]?.stringValue
     configuration.agentArguments = json["agentArguments"]?.arrayValue?.compactMap(\.stringValue) ?? []

@@ -45,9 +45,18 @@ public struct MachineSnapshot: Sendable, Equatable {
       let before = sections[name] ?? []
       let after = later.sections[name] ?? []
       let (old, new) = (Set(before), Set(after))
-      return before.filter { !new.contains($0) }.map { "- \(name): \($0)" }
-        + after.filter { !old.contains($0) }.map { "+ \(name): \($0)" }
+      let came = after.filter { !old.contains($0) && !(name == "settings" && Self.isOfLoadedModule($0, before)) }
+      return before.filter { !new.contains($0) }.map { "- \(name): \($0)" } + came.map { "+ \(name): \($0)" }
     }
+  }
+
+  /// Netfilter's settings come with its modules, which the kernel loads for whoever needs them first, and keeps.
+  private static func isOfLoadedModule(_ setting: String, _ before: [String]) -> Bool {
+    guard setting.hasPrefix("/proc/sys/net/netfilter/") || setting.hasPrefix("/proc/sys/net/nf_conntrack_") else {
+      return false
+    }
+    let path = setting.prefix { $0 != " " }
+    return !before.contains { $0.hasPrefix("\(path) ") }
   }
 
   /// Settings that can be written; those that only count something change by themselves.

@@ -53,7 +53,7 @@ struct Batch: ~Copyable {
   }
 
   /// Writes one message: `body` appends the payload behind the header.
-  private mutating func message(
+  mutating func message(
     _ type: Int, family: IPFamily, flags: Int32, object: @autoclosure () -> String,
     body: (UnsafeMutablePointer<nlmsghdr>) -> Void
   ) {

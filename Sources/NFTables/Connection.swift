@@ -68,16 +68,21 @@ final class Connection {
   /// - Throws: what the kernel refused; of a table that another socket owns, whose it is.
   func commit(_ operations: [Operation]) throws(NFTablesError) {
     guard !operations.isEmpty else { return }
-    var batch = Batch(sequence: sequence)
-    batch.append(operations)
     do throws(NFTablesError) {
-      try send(&batch)
+      try commit { batch in batch.append(operations) }
     } catch  where error.errno == EPERM {
       for family in IPFamily.allCases {
         if let owner = try? ownTable(family)?.owner, owner != portID { throw .ownedByOther(family, owner) }
       }
       throw error
     }
+  }
+
+  /// Runs what `body` writes as one transaction.
+  func commit(_ body: (inout Batch) -> Void) throws(NFTablesError) {
+    var batch = Batch(sequence: sequence)
+    body(&batch)
+    try send(&batch)
   }
 
   /// Whether the kernel knows these flags. Nothing is made.

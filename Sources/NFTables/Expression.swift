@@ -89,6 +89,8 @@ enum Expression: Sendable, Hashable, CustomStringConvertible {
   case replaceBits(Register, mask: UInt32, bits: UInt32)
   /// A uniformly random number below `modulus`.
   case random(modulus: UInt32, to: Register)
+  /// The hash of `length` bytes from a register on, scaled to below `modulus`: `JenkinsHash` over their words.
+  case hash(Register, length: UInt32, modulus: UInt32, seed: UInt32, to: Register)
   case destinationNAT(IPFamily, address: Register, port: Register)
   case sourceNAT(IPFamily, address: Register)
   /// Source ports are chosen at random, as kube-proxy does: two flows must not race for one port.
@@ -122,6 +124,8 @@ enum Expression: Sendable, Hashable, CustomStringConvertible {
     case .replaceBits(let register, let mask, let bits):
       "\(register) = \(register) & 0x\(String(mask, radix: 16)) ^ 0x\(String(bits, radix: 16))"
     case .random(let modulus, let to): "\(to) = random % \(modulus)"
+    case .hash(let from, let length, let modulus, let seed, let to):
+      "\(to) = jhash \(from)+\(length) % \(modulus) seed 0x\(String(seed, radix: 16))"
     case .destinationNAT(_, let address, let port): "dnat to \(address):\(port)"
     case .sourceNAT(_, let address): "snat to \(address)"
     case .masquerade: "masquerade"

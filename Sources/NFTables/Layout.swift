@@ -15,8 +15,9 @@ enum FrontendFlag {
   static let setMask: UInt32 = local | serviceMask
 }
 
-/// What `sets` says about a backend set. Numbers below `affinity` are slot counts.
+/// What `sets` says about a backend set. Numbers below `hash` are slot counts; above it slot counts of a hashed set.
 enum DispatchCode {
+  static let hash: UInt32 = 0x2000_0000
   static let affinity: UInt32 = 0x4000_0000
   static let reject: UInt32 = 0x8000_0000
   static let drop: UInt32 = 0x8000_0001
@@ -24,7 +25,13 @@ enum DispatchCode {
 
 /// A chain that exists because some backend set needs it.
 struct ChainUse: Sendable, Hashable, Comparable {
-  enum Kind: UInt8, Sendable { case balance, affinity }
+  enum Kind: UInt8, Sendable {
+    /// A slot at random.
+    case balance
+    /// A slot by a hash of the client.
+    case hash
+    case affinity
+  }
   var family: IPFamily
   var kind: Kind
   /// For traffic from outside that sees other backends than the node itself (externalTrafficPolicy Local).
@@ -32,8 +39,14 @@ struct ChainUse: Sendable, Hashable, Comparable {
   /// Slot count, or affinity timeout in seconds.
   var number: UInt32
 
-  var name: String { "\(kind == .balance ? "balance" : "affinity")-\(isRemote ? "remote-" : "")\(number)" }
-  var dispatchCode: UInt32 { kind == .balance ? number : DispatchCode.affinity | number }
+  var name: String { "\(kind)-\(isRemote ? "remote-" : "")\(number)" }
+  var dispatchCode: UInt32 {
+    switch kind {
+    case .balance: number
+    case .hash: DispatchCode.hash | number
+    case .affinity: DispatchCode.affinity | number
+    }
+  }
 
   static func < (left: ChainUse, right: ChainUse) -> Bool {
     (left.family, left.kind.rawValue, left.isRemote ? 1 : 0, left.number)
@@ -104,7 +117,7 @@ struct Layout: Sendable {
 
   func chain(for use: ChainUse) -> ChainSpec {
     ChainSpec(
-      name: use.name, rules: use.kind == .balance ? balanceRules(use) : affinityRules(use))
+      name: use.name, rules: use.kind == .affinity ? affinityRules(use) : balanceRules(use))
   }
 
   /// Drops, tells whoever listens, and counts.
@@ -163,14 +176,12 @@ struct Layout: Sendable {
     let toSet =
       [.meta(.mark, to: savedMark)] + key(lookup: map, to: value)
       + number(masked: FrontendFlag.setMask, of: value, to: set)
+    let choose: [Expression] = use.kind == .hash ? hash(use.number, to: slot) : [.random(modulus: use.number, to: slot)]
     let pick: [Expression] =
-      toSet + restoreMark + [
-        .random(modulus: use.number, to: slot), .lookup(.stickySlots, key: slot, to: Register(11), inverted: false),
-      ] + roundTrip(Register(11))
+      toSet + restoreMark + choose + [.lookup(.stickySlots, key: slot, to: Register(11), inverted: false)]
+      + roundTrip(Register(11))
     return [
-      RuleSpec(
-        comment: "1 of \(use.number)",
-        expressions: toSet + restoreMark + [.random(modulus: use.number, to: slot)] + translate(.backends)),
+      RuleSpec(comment: "1 of \(use.number)", expressions: toSet + restoreMark + choose + translate(.backends)),
       RuleSpec(
         comment: "1 of \(use.number), remembered",
         expressions: pick + number(masked: FrontendFlag.serviceMask, of: value, to: Register(words)) + restoreMark
@@ -184,6 +195,15 @@ struct Layout: Sendable {
         expressions: pick + number(masked: FrontendFlag.setMask, of: value, to: Register(1))
           + [.setMeta(.mark, from: Register(11)), .meta(.mark, to: Register(0))] + restoreMark
           + translate(.stickyBackends)),
+    ]
+  }
+
+  /// What `MaglevTable.slot` says of the client's address and port.
+  private func hash(_ slots: UInt32, to slot: Register) -> [Expression] {
+    let client = Register(2)
+    return [
+      source(to: client), .payload(.transport, offset: 0, length: 2, to: Register(2 + words)),
+      .hash(client, length: UInt32(words + 1) * 4, modulus: slots, seed: MaglevTable.seed, to: slot),
     ]
   }
 

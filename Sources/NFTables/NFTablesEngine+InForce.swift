@@ -11,22 +11,6 @@ extension NFTablesEngine {
     return names
   }
 
-  /// What another service proxy left in nf_tables, iptables-nft's tables included: two proxies on one node answer for the
-  /// same addresses.
-  public func otherProxies() throws(NFTablesError) -> [String] {
-    var found: [String] = []
-    for family in IPFamily.allCases {
-      let name = family == .v4 ? "ip" : "ip6"
-      for table in try connection.tableNames(family) where table == "kube-proxy" {
-        found.append("table \(name) \(table)")
-      }
-      for chain in try connection.chainNames(family) where chain == "KUBE-SERVICES" || chain == "KUBE-NODEPORTS" {
-        found.append("chain \(name) \(chain)")
-      }
-    }
-    return found
-  }
-
   /// The slots of every backend set in the kernel: the order a restarted agent goes on with.
   public func slotsInForce() throws(NFTablesError) -> [BackendSetID: [SocketAddress]] {
     var slots: [BackendSetID: [(UInt32, SocketAddress)]] = [:]

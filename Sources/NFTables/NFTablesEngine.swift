@@ -16,6 +16,8 @@ public struct NFTablesEngine: NodeEngine {
   let ownership: TableOwnership
   /// What tables get that we make; nil until the kernel was asked what it can.
   var newTableFlags: TableFlags?
+  /// Tables are made so that no packet meets them, until `wake`.
+  var sleeps: Bool
   private let markMask: UInt32
   private let keepsEstablished: Bool
   /// What flows judged by the tables as they are carry in their mark; as found in the kernel, by family.
@@ -43,11 +45,14 @@ public struct NFTablesEngine: NodeEngine {
   ///     while policies changed as often as they have values is not judged again.
   ///   - keepsEstablished: a flow that was allowed once goes on whatever policies say later.
   ///   - ownership: who else may change the tables. Owned ones are this engine's for as long as it lives.
+  ///   - sleeps: packets meet the tables only after `wake`: another engine has the packet path until then. Not where there
+  ///     are tables already that packets meet.
   public init(
     markMask: UInt32 = NFTablesEngine.defaultMarkMask, keepsEstablished: Bool = false,
-    ownership: TableOwnership = .owned
+    ownership: TableOwnership = .owned, sleeps: Bool = false
   ) throws(NFTablesError) {
     connection = try Connection()
+    self.sleeps = sleeps
     self.ownership = ownership
     self.markMask = markMask
     self.keepsEstablished = keepsEstablished
@@ -127,7 +132,7 @@ public struct NFTablesEngine: NodeEngine {
         try commit(structure.filter { if case .addMap = $0 { true } else { false } })
       }
       for map in MapName.inDependencyOrder where !adopted.contains(map) {
-        try mend(map, family, tables, isAdopted: false, &plan, &drift)
+        try mend(map, family, tables, adopted: adopted, &plan, &drift)
       }
       // One transaction, as of any delta: between two of them packets would meet a world that is neither the old nor the
       // new one, for ever if the agent is killed there.
@@ -140,7 +145,7 @@ public struct NFTablesEngine: NodeEngine {
         }
       }
       for map in MapName.inDependencyOrder where adopted.contains(map) {
-        try mend(map, family, tables, isAdopted: true, &plan, &drift)
+        try mend(map, family, tables, adopted: adopted, &plan, &drift)
         // Not so many at once that memory would not do: much is wrong anyway.
         if plan.now.count > Self.pieceSize { try execute(plan.take()) }
       }
@@ -161,19 +166,25 @@ public struct NFTablesEngine: NodeEngine {
   /// Plans what makes one map's elements equal to the tables'. A map of which the kernel has nothing is filled at once, in
   /// pieces that need little memory.
   private mutating func mend(
-    _ map: MapName, _ family: IPFamily, _ tables: Tables, isAdopted: Bool, _ plan: inout Plan,
+    _ map: MapName, _ family: IPFamily, _ tables: Tables, adopted: Set<MapName>, _ plan: inout Plan,
     _ drift: inout DriftList
   ) throws(NFTablesError) {
-    let differences = try differences(map, family, tables, isAdopted: isAdopted)
+    let differences = try differences(map, family, tables, isAdopted: adopted.contains(map))
     for (entry, want) in differences.wrong {
       drift.add(.different, "\(entry), should be \(want)")
       plan.now += [.delete(entry), .add(want)]
     }
-    let used = differences.extra.isEmpty ? [] : tables.identities.numbers
+    let isOfPairs = map == .pairs && !differences.extra.isEmpty
+    let used = isOfPairs ? tables.identities.numbers : []
+    let regained = isOfPairs ? try regainedIdentities(family, tables, adopted) : []
     for entry in differences.extra {
       drift.add(.extra, "\(entry)")
-      // A pair of another time under a number that stands for other addresses now: no packet may meet both.
-      if case .pair(_, let key, _) = entry, used.contains(key.identity) {
+      // A pair of another time, of a subject that is in force or under a number that other addresses get now: no packet may
+      // meet both. Else it is one of a subject that no pod has any more, which a packet under way may have met.
+      if case .pair(_, let key, _) = entry,
+        regained.contains(key.identity)
+          || used.contains(key.identity) && tables.policies.pairs[PairKey(key.subject, .any)] != nil
+      {
         plan.now.append(.delete(entry))
       } else {
         plan.remove(entry)
@@ -202,6 +213,36 @@ public struct NFTablesEngine: NodeEngine {
     if let failure { throw failure }
     if let last = lastGeneration { lastGeneration = last &+ commits }
     try commit(piece)
+  }
+
+  /// Numbers that the tables give to addresses which the kernel knows by another number, or by none.
+  private func regainedIdentities(
+    _ family: IPFamily, _ tables: Tables, _ adopted: Set<MapName>
+  ) throws(NFTablesError) -> Set<IdentityID> {
+    // Nothing tells who had which number.
+    guard adopted.isSuperset(of: [.identities, .blocks, .blockTable]) else { return tables.identities.numbers }
+    var numbers: Set<IdentityID> = []
+    let addresses = try differences(.identities, family, tables, isAdopted: true)
+    for case .identity(_, let number) in addresses.wrong.map(\.want) + (addresses.missing ?? [:]).values {
+      numbers.insert(IdentityID(rawValue: number))
+    }
+    // Whose pod or node is gone is found among blocks.
+    for case .identity(let address, _) in addresses.extra {
+      if let number = tables.identities.identity(of: address) { numbers.insert(number) }
+    }
+    guard let wanted = tables.identities.blocks[family] else { return numbers }
+    var inForce: Set<UInt32> = []
+    try connection.readElements(family, .blockTable) { entry in
+      if case .blockTable(_, let table) = entry { inForce.insert(table) }
+    }
+    var known: Set<BlockTable.Atom> = []
+    try connection.readElements(family, .blocks) { entry in
+      guard case .block(let table, let range, let number) = entry, inForce.contains(table) else { return }
+      known.insert(.init(range, IdentityID(rawValue: number)))
+    }
+    // A part of a range that had the number already is taken for a stranger, to be safe.
+    for atom in wanted.atoms where !known.contains(atom) { numbers.insert(atom.identity) }
+    return numbers
   }
 
   private struct Differences {
@@ -294,13 +335,14 @@ public struct NFTablesEngine: NodeEngine {
       kernel.maps[map.name.rawValue].map { $0 != KernelMap(map) } ?? false
     }
     let strangeChain = wanted.first { chain in kernel.chains[chain.name].map { $0.hook != chain.hook } ?? false }
-    let flags = newTableFlags ?? []
+    let flags = newTableFlags.map { sleeps ? $0.asleep : $0 } ?? []
     // What was made without flags can never be owned. Where there is nothing to lose, another takes its place.
     let canPersist = kernel.flags.contains(.persist) || !flags.contains(.persist)
     let isBare = !canPersist && !layout.maps.contains { kernel.maps[$0.name.rawValue] != nil }
-    if !kernel.exists || kernel.flags.contains(.dormant) || strangeMap != nil || strangeChain != nil || isBare {
+    let isLost = kernel.flags.contains(.dormant) && !sleeps
+    if !kernel.exists || isLost || strangeMap != nil || strangeChain != nil || isBare {
       let strange =
-        kernel.flags.contains(.dormant)
+        isLost
         ? "dormant"
         : strangeMap.map { "map \($0.name.rawValue)" } ?? strangeChain.map { "chain \($0.name)" }
           ?? (isBare ? "without maps" : nil)

@@ -70,9 +70,9 @@ extension Planner {
       return Self.entries(id, set).first { $0.key == entry.key }
     case .backend(let slot, let key, let backend):
       guard let (_, set) = Self.backendSet(key, backend.address.family, tables), set.affinityTimeout == nil,
-        slot < UInt32(set.backends.count)
+        slot < UInt32(set.slotCount)
       else { return nil }
-      return .backend(slot: slot, set: key, set.backends[Int(slot)])
+      return .backend(slot: slot, set: key, set.backend(ofSlot: Int(slot)))
     case .address(.serviceAddresses, let address):
       return tables.services.serviceAddresses.contains(address) ? entry : nil
     default: return wantedPolicy(insteadOf: entry, of: tables)

@@ -73,7 +73,7 @@ struct Planner: Sendable {
       !new.backends.isEmpty
     else { return [:] }
     var heirs: [MapEntry: MapEntry] = [:]
-    for (slot, backend) in old.backends.enumerated() where !new.backends.contains(backend) {
+    for (slot, backend) in old.slots.enumerated() where !new.backends.contains(backend) {
       heirs[.backend(slot: UInt32(slot), set: setKey(id), backend)] = .backend(
         slot: UInt32(slot), set: setKey(id), new.backends[slot % new.backends.count])
     }
@@ -85,7 +85,9 @@ struct Planner: Sendable {
     var uses: [ChainUse] = []
     for isRemote in id.scope == .local ? [false, true] : [false] {
       uses.append(
-        ChainUse(family: id.family, kind: .balance, isRemote: isRemote, number: UInt32(set.backends.count)))
+        ChainUse(
+          family: id.family, kind: set.maglev == nil ? .balance : .hash, isRemote: isRemote,
+          number: UInt32(set.slotCount)))
       if let timeout = set.affinityTimeout {
         uses.append(ChainUse(family: id.family, kind: .affinity, isRemote: isRemote, number: timeout))
       }
@@ -97,7 +99,7 @@ struct Planner: Sendable {
     let verdict = Verdict.jump(use.name)
     let dispatch = MapEntry.verdict(
       use.family, use.isRemote ? .remoteDispatch : .dispatch, code: use.dispatchCode, verdict)
-    guard use.kind == .balance else { return [dispatch] }
+    guard use.kind != .affinity else { return [dispatch] }
     return [
       dispatch,
       .verdict(use.family, use.isRemote ? .remoteBalancers : .balancers, code: use.dispatchCode, verdict),
@@ -126,10 +128,11 @@ struct Planner: Sendable {
     guard let set else { return [] }
     let key = setKey(id)
     let empty = set.emptyAction == .reject ? DispatchCode.reject : DispatchCode.drop
-    let code = set.backends.isEmpty ? empty : UInt32(set.backends.count)
+    let code =
+      set.backends.isEmpty ? empty : (set.maglev == nil ? 0 : DispatchCode.hash) | UInt32(set.slotCount)
     var entries: [MapEntry] = [.set(id.family, key: key, code: code)]
     guard let timeout = set.affinityTimeout else {
-      for (slot, backend) in set.backends.enumerated() {
+      for (slot, backend) in set.slots.enumerated() {
         entries.append(.backend(slot: UInt32(slot), set: key, backend))
       }
       return entries
@@ -139,7 +142,7 @@ struct Planner: Sendable {
         id.family, key: key | FrontendFlag.sticky,
         code: set.backends.isEmpty ? empty : DispatchCode.affinity | timeout))
     var numbers: [UInt32: SocketAddress] = [:]
-    for (slot, backend) in set.backends.enumerated() {
+    for (slot, backend) in set.slots.enumerated() {
       let number = backendNumber(backend)
       entries.append(.stickySlot(id.family, slot: UInt32(slot), set: key, backend: number))
       // Two backends of one set with one number: both slots lead to the lower address. Fair it is not, wrong neither.

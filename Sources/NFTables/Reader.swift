@@ -63,19 +63,6 @@ extension Connection {
     return tables
   }
 
-  /// Names of all chains of a family, whoever's they are.
-  func chainNames(_ family: IPFamily) throws(NFTablesError) -> Set<String> {
-    var names: Set<String> = []
-    try request(Int(NFT_MSG_GETCHAIN.rawValue), family: family.nfproto, dump: true, attributes: []) { message in
-      message.forEachAttribute(skipping: 4) { type, value in
-        if type == NFTA_CHAIN_NAME.rawValue {
-          names.insert(String(decoding: value.prefix { $0 != 0 }, as: UTF8.self))
-        }
-      }
-    }
-    return names
-  }
-
   func readTable(_ family: IPFamily) throws(NFTablesError) -> KernelTable {
     var table = KernelTable()
     guard let found = try ownTable(family) else { return table }
@@ -177,7 +164,8 @@ extension Connection {
 }
 
 extension KernelMessage {
-  fileprivate var header: UnsafePointer<nlmsghdr>? {
+  /// For libnftnl's parsers.
+  var header: UnsafePointer<nlmsghdr>? {
     whole.baseAddress?.assumingMemoryBound(to: nlmsghdr.self)
   }
 }

@@ -66,6 +66,7 @@ extension Expression {
     case .setConntrackMark: "ct"
     case .log: "log"
     case .random: "numgen"
+    case .hash: "hash"
     case .destinationNAT, .sourceNAT: "nat"
     case .masquerade: "masq"
     case .addElement, .updateElement, .deleteElement: "dynset"
@@ -144,6 +145,15 @@ extension Expression {
       number(NFTNL_EXPR_NG_TYPE, 1)
       number(NFTNL_EXPR_NG_MODULUS, modulus)
       number(NFTNL_EXPR_NG_OFFSET, 0)
+    case .hash(let from, let length, let modulus, let seed, let to):
+      number(NFTNL_EXPR_HASH_SREG, from.kernelNumber)
+      number(NFTNL_EXPR_HASH_DREG, to.kernelNumber)
+      number(NFTNL_EXPR_HASH_LEN, length)
+      number(NFTNL_EXPR_HASH_MODULUS, modulus)
+      number(NFTNL_EXPR_HASH_SEED, seed)
+      // Said, although 0 is what it is without: the kernel says it back, and its word is compared with ours.
+      number(NFTNL_EXPR_HASH_OFFSET, 0)
+      number(NFTNL_EXPR_HASH_TYPE, UInt32(NFT_HASH_JENKINS.rawValue))
     case .destinationNAT(let family, let address, let port):
       number(NFTNL_EXPR_NAT_TYPE, 1)
       number(NFTNL_EXPR_NAT_FAMILY, family.nfproto)

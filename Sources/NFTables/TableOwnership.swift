@@ -39,6 +39,11 @@ extension NFTablesEngine {
   /// - Parameter patience: how long the tables' owner may take to go. nf_tables tells nobody when it has gone.
   /// - Throws: `EPERM`, with the table's name, where another socket has it.
   public mutating func takeOwnership(patience: Duration = .zero) throws(NFTablesError) {
+    // An owner cannot wake its tables: the kernel refuses it any change of flags.
+    if sleeps, try !connection.hasAwakeTable() {
+      _ = try flagsOfNewTables()
+      return
+    }
     let deadline = ContinuousClock.now + patience
     while true {
       do throws(NFTablesError) {

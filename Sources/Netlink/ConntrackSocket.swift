@@ -5,7 +5,7 @@ import Synchronization
 
 /// ctnetlink: the tracked flows of one network namespace.
 public final class ConntrackSocket: Sendable {
-  private let socket: NetlinkSocket
+  let socket: NetlinkSocket
   private let kernelFilters = Atomic<Bool>(true)
 
   public init(in namespace: NetworkNamespace? = nil) throws(SystemError) {
@@ -52,7 +52,7 @@ public final class ConntrackSocket: Sendable {
     static let destinationPort: UInt32 = 1 << 5
   }
 
-  private static func builder(_ type: UInt32, _ family: IPFamily, flags: CInt = 0) -> NetlinkMessageBuilder {
+  static func builder(_ type: UInt32, _ family: IPFamily, flags: CInt = 0) -> NetlinkMessageBuilder {
     var message = NetlinkMessageBuilder(type: UInt32(NFNL_SUBSYS_CTNETLINK) << 8 | type, flags: flags)
     var header = nfgenmsg()
     header.nfgen_family = family.linuxFamily
@@ -161,6 +161,8 @@ extension ConntrackEntry {
     mark = try number(CTA_MARK.rawValue)
     timeout = try number(CTA_TIMEOUT.rawValue)
     id = try number(CTA_ID.rawValue)
+    tcpState = try attributes.nested(CTA_PROTOINFO.rawValue)?.nested(CTA_PROTOINFO_TCP.rawValue)?
+      .number(CTA_PROTOINFO_TCP_STATE.rawValue, as: UInt8.self)
     zone = UInt16(bigEndian: try attributes.number(CTA_ZONE.rawValue, as: UInt16.self) ?? 0)
   }
 }

@@ -19,6 +19,13 @@ public struct ConntrackTuple: Sendable, Hashable, CustomStringConvertible {
     self.destinationPort = destinationPort
   }
 
+  /// As answers have it, where nobody translates.
+  public var reversed: ConntrackTuple {
+    ConntrackTuple(
+      source: destination, destination: source, protocolNumber: protocolNumber, sourcePort: destinationPort,
+      destinationPort: sourcePort)
+  }
+
   public var description: String {
     func side(_ address: IPAddress, _ port: UInt16) -> String {
       address.family == .v4 ? "\(address):\(port)" : "[\(address)]:\(port)"
@@ -39,11 +46,42 @@ public struct ConntrackEntry: Sendable, Hashable {
   public var mark: UInt32
   /// Seconds until it expires.
   public var timeout: UInt32
+  /// `TCP_CONNTRACK_…`; nil for other protocols.
+  public var tcpState: UInt8?
   /// Tells this flow from a later one with the same tuples.
   public var id: UInt32
   public var zone: UInt16
   /// The kernel's own encoding of `original`, for a delete that names exactly this flow, ICMP's included.
   let originalBytes: ArraySlice<UInt8>
+}
+
+/// `IPS_…` (linux/netfilter/nf_conntrack_common.h).
+public enum ConntrackStatus {
+  public static let seenReply: UInt32 = 1 << 1
+  public static let assured: UInt32 = 1 << 2
+  public static let confirmed: UInt32 = 1 << 3
+}
+
+/// `TCP_CONNTRACK_…` (linux/netfilter/nf_conntrack_tcp.h).
+public enum ConntrackTCPState {
+  public static let synReceived: UInt8 = 2
+  public static let established: UInt8 = 3
+  public static let timeWait: UInt8 = 7
+  public static let close: UInt8 = 8
+}
+
+/// A flow that conntrack is to know without having seen it begin.
+public struct ConntrackAddition: Sendable, Hashable {
+  public var original: ConntrackTuple
+  /// As answers are expected: where it is not the mirror of `original` the kernel translates.
+  public var reply: ConntrackTuple
+  public var isAnswered: Bool
+  /// Seconds.
+  public var timeout: UInt32
+
+  public init(original: ConntrackTuple, reply: ConntrackTuple, isAnswered: Bool, timeout: UInt32) {
+    (self.original, self.reply, self.isAnswered, self.timeout) = (original, reply, isAnswered, timeout)
+  }
 }
 
 /// Which flows are meant: those that agree with everything that is not nil.

@@ -94,10 +94,14 @@ public struct AddressRange: Sendable, Hashable, Comparable, CustomStringConverti
         let prefix = CIDR(address, prefixLength: first.family.addressBits - bits)
       else { return prefixes }
       prefixes.append(prefix)
-      guard prefix.last < last else { return prefixes }
-      next = prefix.last.number + 1
+      let end = bits < 128 ? next + ((UInt128(1) << bits) - 1) : .max
+      guard end < last.number else { return prefixes }
+      // No address is IPv4-mapped: what begins below goes on above.
+      next = IPAddress(family: first.family, number: end + 1)?.number ?? Self.firstAboveMapped
     }
   }
+
+  private static let firstAboveMapped: UInt128 = 0x1_0000_0000_0000
 
   /// The same addresses as disjoint, sorted, non-adjacent ranges: what a kernel interval set wants.
   public static func merging(_ ranges: [AddressRange]) -> [AddressRange] {

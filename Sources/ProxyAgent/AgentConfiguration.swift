@@ -1,6 +1,6 @@
+import BPFLoader
 import ArgumentParser
 import ClusterSource
-import Foundation
 import KubernetesObjects
 import NFTables
 import NetworkTypes
@@ -77,13 +77,35 @@ struct MarkMask: Sendable, Equatable, ExpressibleByArgument {
   }
 }
 
+/// `NAME=ELEMENTS`, comma-separated.
+struct MapEntries: Sendable, Equatable, ExpressibleByArgument {
+  var bounds: [String: Int] = [:]
+  init?(argument: String) {
+    for part in argument.split(separator: ",", omittingEmptySubsequences: false) {
+      let pair = part.split(separator: "=", omittingEmptySubsequences: false)
+      guard pair.count == 2, !pair[0].isEmpty, let elements = Int(pair[1]), (1...MapBounds.largest).contains(elements),
+        bounds.updateValue(elements, forKey: String(pair[0])) == nil
+      else { return nil }
+    }
+  }
+}
+
+/// Whom an agent can take a node over from.
+enum OtherProxy: String, Sendable, CaseIterable, ExpressibleByArgument { case kubeProxy = "kube-proxy" }
+
 enum EngineName: String, Sendable, CaseIterable, ExpressibleByArgument { case nftables, ebpf }
 enum LogLevel: String, Sendable, CaseIterable, ExpressibleByArgument { case trace, debug, info, warning, error }
 
 /// Flags of `sluice-agent`. Every one is a key of the config file too; a flag given wins.
 struct AgentOptions: ParsableArguments {
   @Option(help: "This node's name, as its Node object has it.") var nodeName: String?
-  @Option(help: "Folder of manifests to follow.") var manifests: String?
+  @Option(help: "Folder of manifests to follow, instead of an API server.") var manifests: String?
+  @Option(help: "File that says where the API server is and who we are (default: as a pod of the cluster).")
+  var kubeconfig: String?
+  @Option(help: "Which context of the kubeconfig (default: its current one).") var context: String?
+  @Option(
+    help: "API servers' own addresses (https://10.0.0.1:6443), comma-separated: the next where one does not answer.")
+  var apiServer: ServerList?
   @Option(help: "Packet path: \(EngineName.allCases.map(\.rawValue).joined(separator: ", ")).") var engine: EngineName?
   @Option(help: "Numbers and other state that outlives a reboot (default /var/lib/sluice).") var stateDir: String?
   @Option(help: "Endpoint records and node facts, gone after a reboot (default /run/sluice).") var runDir: String?
@@ -112,6 +134,10 @@ struct AgentOptions: ParsableArguments {
   var bpffs: String?
   @Option(help: "The cgroup (version 2) whose processes are served at the socket (default: the root).")
   var cgroup: String?
+  @Option(help: "Room in BPF maps where it is not enough: NAME=ELEMENTS, comma-separated (names: dpctl map list).")
+  var bpfMapEntries: MapEntries?
+  @Option(help: "Another Service proxy whose rules are in this node's kernel: is taken over from, then removed.")
+  var migrateFrom: OtherProxy?
   @Option(help: "trace, debug, info (default), warning or error.") var logLevel: LogLevel?
   @Option(help: "Config file (YAML) with these flags as keys, in camelCase.") var config: String?
 }
@@ -119,7 +145,7 @@ struct AgentOptions: ParsableArguments {
 /// The settings in force, complete and checked.
 struct AgentConfiguration: Sendable {
   var nodeName: String
-  var manifests: String
+  var source: AgentSource
   var engine: EngineName
   var stateDir: String
   var runDir: String
@@ -139,15 +165,25 @@ struct AgentConfiguration: Sendable {
   var bpffs: String
   /// nil: the root of the hierarchy.
   var cgroup: String?
+  var mapBounds: MapBounds
+  /// nil: an agent does not start beside another proxy's rules.
+  var migratesFrom: OtherProxy?
   var logLevel: LogLevel
 
+  /// Where what an API server told outlives the agent.
+  static func objectFolder(stateDir: String) -> String { stateDir + "/objects" }
+
+  typealias FileReader = (_ flag: String, _ path: String) throws -> [UInt8]
+
   /// Joins flags and file. Throws what names the flag or key.
-  init(_ flags: AgentOptions, readFile: (String) throws -> [UInt8]) throws {
+  ///
+  /// - Parameter readFile: reads a file that a flag names.
+  init(_ flags: AgentOptions, readFile: FileReader) throws {
     var file = ConfigFile()
-    if let path = flags.config { file = try ConfigFile(path: path, bytes: try readFile(path)) }
+    if let path = flags.config { file = try ConfigFile(path: path, bytes: try readFile("--config", path)) }
     nodeName = try flags.nodeName ?? file.string("nodeName") ?? Self.missing("--node-name")
     guard !nodeName.isEmpty else { throw ValidationError("--node-name: must not be empty") }
-    manifests = try flags.manifests ?? file.string("manifests") ?? Self.missing("--manifests")
+    source = try AgentSource(flags, file, readFile)
     engine = try flags.engine ?? file.value("engine") ?? .nftables
     stateDir = try flags.stateDir ?? file.string("stateDir") ?? "/var/lib/sluice"
     runDir = try flags.runDir ?? file.string("runDir") ?? "/run/sluice"
@@ -174,6 +210,8 @@ struct AgentConfiguration: Sendable {
       throw ValidationError("--bpffs: '\(bpffs)' is no absolute path of a folder")
     }
     cgroup = try flags.cgroup ?? file.string("cgroup")
+    mapBounds = MapBounds(try (flags.bpfMapEntries ?? file.value("bpfMapEntries"))?.bounds ?? [:])
+    migratesFrom = try flags.migrateFrom ?? file.value("migrateFrom")
     logLevel = try flags.logLevel ?? file.value("logLevel") ?? .info
     guard socket.utf8.count < 108 else {
       throw ValidationError("--socket: '\(socket)' is longer than the 107 bytes a socket path may have")
@@ -196,9 +234,11 @@ struct ConfigFile {
   private var path = ""
   private var values: [String: (text: String, line: Int)] = [:]
   private static let known: Set<String> = [
-    "nodeName", "manifests", "engine", "stateDir", "runDir", "socket", "metricsAddress", "healthzAddress",
+    "nodeName", "manifests", "kubeconfig", "context", "apiServer", "engine", "stateDir", "runDir", "socket",
+    "metricsAddress", "healthzAddress",
     "clusterCidr", "nodeportAddresses", "cniConfDir", "masqueradeEgress", "verifyInterval", "logLevel", "podWait",
     "liveFlows", "conntrackMarkMask", "ownTables", "socketLb", "bpffs", "cgroup",
+    "bpfMapEntries", "migrateFrom",
   ]
 
   init() {}

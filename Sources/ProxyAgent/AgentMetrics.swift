@@ -32,7 +32,7 @@ struct AgentMetrics: Sendable {
   var staleFlowsRemoved = 0
   var withoutLocalEndpoint: [String: Int] = [:]
   var gauges: [(name: String, help: String, value: Double)] = []
-  /// Counters with labels.
+  /// Counters, and gauges, with labels.
   var families: [Family] = []
 
   struct Sample: Sendable {
@@ -42,6 +42,7 @@ struct AgentMetrics: Sendable {
   struct Family: Sendable {
     var name: String
     var help: String
+    var type = "counter"
     var samples: [Sample]
   }
 
@@ -106,7 +107,7 @@ struct AgentMetrics: Sendable {
       "sluice_stale_flows_removed_total", "counter", "UDP conntrack entries removed because their backend is gone.",
       Double(staleFlowsRemoved))
     for counter in families {
-      family(counter.name, "counter", counter.help)
+      family(counter.name, counter.type, counter.help)
       for sample in counter.samples {
         let labels = sample.labels.map { "\($0)=\"\($1)\"" }.joined(separator: ",")
         out += "\(counter.name)\(labels.isEmpty ? "" : "{\(labels)}") \(sample.value)\n"

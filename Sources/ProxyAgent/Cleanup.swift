@@ -1,3 +1,4 @@
+import ClusterSource
 import Glibc
 import LocalAPI
 import NFTables
@@ -33,9 +34,11 @@ enum Cleanup {
     ]
     if let cniConfDir { files.append((cniConfDir, CNIConfigFile.name)) }
     for (directory, name) in files { attempt("\(directory)/\(name)") { try remove(name, in: directory) } }
+    let objects = AgentConfiguration.objectFolder(stateDir: stateDir)
+    attempt(objects) { try APIServerSource.removeJournals(in: objects) }
     attempt("address reservations") { try removeUnusedNetworks(below: "\(stateDir)/networks") }
     // Only what is empty: reservations and records of pods that still run are the plugin's.
-    for directory in ["\(runDir)/endpoints", runDir, "\(stateDir)/networks", stateDir] { rmdir(directory) }
+    for directory in ["\(runDir)/endpoints", runDir, "\(stateDir)/networks", objects, stateDir] { rmdir(directory) }
     guard failures.isEmpty else { throw LocalAPIRefusal(failures.joined(separator: "\n")) }
   }
 

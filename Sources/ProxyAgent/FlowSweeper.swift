@@ -1,8 +1,10 @@
+import BPFLoader
 import Logging
 import Netlink
 import NetworkTypes
 
-/// Ends UDP flows that conntrack would send where the tables no longer do, and flows of addresses that changed hands.
+/// Ends UDP flows that conntrack, or the packet programs' own tracking, would send where the tables no longer do, and flows
+/// of addresses that changed hands.
 ///
 /// Beside the reconciler, not in it: the kernel walks its whole flow table for each request (about 4 ms at 262,144
 /// buckets), whatever the filter. What gathers during one walk shares the next. Each flow is judged by the tables as they
@@ -21,15 +23,19 @@ actor FlowSweeper {
   }
 
   private let conntrack: ConntrackSocket
+  /// nil: netfilter tracks everything.
+  private var packets: PacketFlows?
   private let logger: Logger
   private var pending: Set<Target> = []
   private var isRunning = false
   private(set) var removed = 0
 
-  init(conntrack: ConntrackSocket, logger: Logger) {
-    self.conntrack = conntrack
-    self.logger = logger
+  init(conntrack: ConntrackSocket, packets: PacketFlows?, logger: Logger) {
+    (self.conntrack, self.packets, self.logger) = (conntrack, packets, logger)
   }
+
+  /// From now on these: maps have grown.
+  func follow(_ packets: PacketFlows) { self.packets = packets }
 
   func sweep(_ targets: Set<Target>, for reconciler: Reconciler) async {
     pending.formUnion(targets)
@@ -41,8 +47,15 @@ actor FlowSweeper {
       let walks = Set(
         targets.map { Walk(family: $0.destination.address.family, proto: $0.proto, port: $0.destination.port) })
       for walk in walks { await sweep(walk, targets, reconciler) }
+      endUntranslated(to: Set(targets.filter { $0.proto == .udp }.map(\.destination)))
     }
     isRunning = false
+  }
+
+  private func endUntranslated(to places: Set<SocketAddress>) {
+    do { try packets?.end(datagramsTo: places) } catch {
+      logger.error("stale UDP flows may stay", metadata: ["error": "\(error)"])
+    }
   }
 
   private func sweep(_ walk: Walk, _ targets: Set<Target>, _ reconciler: Reconciler) async {
@@ -64,6 +77,9 @@ actor FlowSweeper {
 
   /// Ends every flow of these addresses, whatever its protocol: another pod has them now.
   func end(flowsOf addresses: Set<IPAddress>) {
+    do { try packets?.end(flowsOf: addresses) } catch {
+      logger.error("flows of a reused address may stay", metadata: ["error": "\(error)"])
+    }
     for family in IPFamily.allCases where addresses.contains(where: { $0.family == family }) {
       do {
         for entry in try conntrack.entries(matching: ConntrackFilter(family: family)) {
@@ -80,6 +96,7 @@ actor FlowSweeper {
   /// The same for every UDP flow, after a time in which nobody watched. One filtered listing; flows to addresses that
   /// are no Service's are not ours.
   func sweepAll(for reconciler: Reconciler) async {
+    if packets != nil { endUntranslated(to: await reconciler.datagramFrontends()) }
     do {
       let found = try conntrack.entries(matching: ConntrackFilter(protocolNumber: L4Protocol.udp.rawValue))
       let judged = await reconciler.areServed(found)

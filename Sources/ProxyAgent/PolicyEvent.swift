@@ -5,12 +5,23 @@ import LocalAPI
 import Netlink
 import NetworkTypes
 
-/// A packet that was dropped, or that an audit policy would drop; or that some of these are not known.
+/// What became of a packet: it was dropped, or an audit policy would drop it; what somebody has asked for, too. Or that
+/// some of these are not known.
 struct PolicyEvent: Sendable, Hashable {
   typealias Time = PacketLogMessage.Timestamp
 
   enum Kind: String, Sendable, Hashable, CaseIterable {
-    case drop, audit, lost
+    case drop, audit
+    /// A flow's first packet was allowed.
+    case verdict
+    /// A packet was translated or refused, for a Service or by masquerade.
+    case lb
+    /// A packet of a known flow goes on.
+    case trace
+    case lost
+
+    /// Told where somebody asks for them, and only then: there may be one for each packet.
+    static let onRequest: Set<Kind> = [.verdict, .lb, .trace]
   }
 
   /// Who an address was when the packet came.
@@ -35,8 +46,14 @@ struct PolicyEvent: Sendable, Hashable {
   var proto: UInt8?
   var flags: TCPFlags?
   var icmpType: UInt8?
+  /// Of a translation: what both ends become.
+  var translated: [Side] = []
+  /// It goes against the direction in which its flow began.
+  var isReply = false
   /// Bytes from the IP header to the packet's end.
   var length = 0
+  /// Where in bpf/ it was decided: `policy.h:57`; nil by nftables.
+  var place: String?
   var policies: [PolicyReference] = []
   var isDefaultDeny = false
   /// The local pod's device, if that is how the packet came or would have gone.
@@ -94,6 +111,9 @@ extension PolicyEvent {
       "icmpType": icmpType.map { .int(Int64($0)) } ?? .null, "length": .int(Int64(length)),
       "policies": .array(policies.map { .string($0.description) }), "rule": .null,
       "isDefaultDeny": .bool(isDefaultDeny), "interface": interface.map { .string($0) } ?? .null,
+      "translated": translated.count == 2
+        ? ["source": translated[0].json, "destination": translated[1].json] : .null,
+      "isReply": .bool(isReply), "place": place.map { .string($0) } ?? .null,
       "revision": .int(Int64(revision)), "lost": .int(Int64(clamping: lost)),
     ]
   }
@@ -142,7 +162,7 @@ struct EventFilter: Sendable, Hashable {
     }
   }
 
-  /// Empty: all.
+  /// Empty: all that are told unasked.
   var kinds: Set<PolicyEvent.Kind> = []
   var reasons: Set<String> = []
   var source: End?
@@ -156,7 +176,7 @@ struct EventFilter: Sendable, Hashable {
 
   func passes(_ event: PolicyEvent) -> Bool {
     if event.kind == .lost { return true }
-    if !kinds.isEmpty, !kinds.contains(event.kind) { return false }
+    if kinds.isEmpty ? PolicyEvent.Kind.onRequest.contains(event.kind) : !kinds.contains(event.kind) { return false }
     if !reasons.isEmpty, !reasons.contains(event.reason) { return false }
     if let source, !source.isMeant(by: event.source) { return false }
     if let destination, !destination.isMeant(by: event.destination) { return false }

@@ -63,9 +63,7 @@ private struct RingSource: EventSource {
   }
 
   func take(timeoutMilliseconds: Int) throws -> (events: [PacketEvent], lost: UInt64) {
-    let events = try reader.next(timeoutMilliseconds: timeoutMilliseconds)
-    // Verdicts and translations are for tests so far.
-    return (events.filter { $0.kind == .drop || $0.kind == .audit }, try reader.lostEvents - lostBefore)
+    (try reader.next(timeoutMilliseconds: timeoutMilliseconds), try reader.lostEvents - lostBefore)
   }
 }
 
@@ -134,6 +132,8 @@ private final class LogReader: Sendable {
         untold = 0
       }
       if allowed > 0 { inform { [events = Array(news.events.prefix(allowed))] in await $0.note(events) } }
+      // What is not told is not read either: the kernel counts what it has no room for, and that costs nothing here.
+      if allowed < news.events.count, !wait(budget.untilNextSecond()) { return false }
     }
     return false
   }
@@ -173,11 +173,35 @@ struct Budget {
     defer { left -= min(left, count) }
     return min(left, count)
   }
+  func untilNextSecond(now: ContinuousClock.Instant = .now) -> Duration {
+    let passed = now - Self.start
+    return .seconds(passed.components.seconds + 1) - passed
+  }
   private static let start = ContinuousClock.now
 }
 
 extension Reconciler {
   func setFollowsLog(_ follows: Bool) { followsLog = follows }
+
+  /// Somebody begins, or ends, to listen to kinds of events that are told on request.
+  ///
+  /// - Throws: `RequestProblem` where the engine cannot tell them.
+  func listen(to kinds: Set<PolicyEvent.Kind>, by step: Int) throws {
+    let kinds = kinds.intersection(PolicyEvent.Kind.onRequest)
+    guard !kinds.isEmpty else { return }
+    guard engine is PacketEngine else {
+      let names = kinds.map { "'\($0.rawValue)'" }.sorted().joined(separator: ", ")
+      throw RequestProblem("type", "\(names) events: not by the nftables engine, which logs drops and audits only")
+    }
+    for kind in kinds { listeners[kind, default: 0] += step }
+    try tellListeners()
+  }
+
+  /// Programs outlive their agent, and with it those who listened.
+  func tellListeners() throws {
+    guard let packets = engine as? PacketEngine else { return }
+    try packets.listen(to: Set(listeners.filter { $0.value > 0 }.keys.flatMap(\.packetKinds)))
+  }
 
   /// Takes what the packet path told: by now the names are what they are.
   func note(_ told: [some NamedByReconciler]) { events.append(told.map { $0.named(by: self) }) }
@@ -234,11 +258,34 @@ extension PacketLogMessage: NamedByReconciler {
   }
 }
 
+extension PolicyEvent.Kind {
+  /// What programs call it.
+  fileprivate var packetKinds: [PacketEvent.Kind] {
+    PacketEvent.Kind.allCases.filter { PolicyEvent.Kind($0) == self }
+  }
+
+  fileprivate init(_ kind: PacketEvent.Kind) {
+    switch kind {
+    case .drop: self = .drop
+    case .audit: self = .audit
+    case .verdict: self = .verdict
+    case .translation, .reject: self = .lb
+    case .trace: self = .trace
+    }
+  }
+}
+
 extension PacketEvent: NamedByReconciler {
   func named(by reconciler: isolated Reconciler) -> PolicyEvent {
-    var event = PolicyEvent(time: .now, kind: kind == .audit ? .audit : .drop)
+    var event = PolicyEvent(time: .now, kind: PolicyEvent.Kind(kind))
     event.revision = reconciler.revision
-    event.reason = kind == .audit ? DropReason.policyDenied.rawValue : reason?.rawValue ?? ""
+    switch kind {
+    case .drop: event.reason = reason?.rawValue ?? ""
+    case .audit: event.reason = DropReason.policyDenied.rawValue
+    case .reject: event.reason = "rejected"
+    case .verdict, .translation, .trace: break
+    }
+    (event.isReply, event.place) = (isAnswer, place)
     if let clause {
       event.direction = direction
       if let meaning = reconciler.clauses.meaning(of: clause) {
@@ -255,6 +302,11 @@ extension PacketEvent: NamedByReconciler {
     event.source = reconciler.side(
       source, hasPorts ? sourcePort : nil, isOrigin: reconciler.tables.node.ownAddresses.contains(source))
     event.destination = reconciler.side(destination, hasPorts ? destinationPort : nil, isOrigin: false)
+    if let ends = translated {
+      event.translated = [(ends.source, ends.sourcePort), (ends.destination, ends.destinationPort)].map {
+        reconciler.side($0, hasPorts ? $1 : nil, isOrigin: false)
+      }
+    }
     event.proto = proto
     event.flags = proto == L4Protocol.tcp.rawValue ? TCPFlags(rawValue: tcpFlags) : nil
     event.icmpType = proto == 1 || proto == 58 ? icmpType : nil

@@ -54,7 +54,9 @@ extension HTTPServers {
     router.get("v1/monitor") { request, context in
       do {
         let query = try MonitorQuery(arguments(of: request, MonitorQuery.arguments))
-        return monitor(query, reconciler.events, request, context.channel)
+        // Refused before there is a response that cannot be taken back.
+        try await reconciler.listen(to: query.filter.kinds, by: 0)
+        return monitor(query, reconciler, request, context.channel)
       } catch {
         return refusal(error)
       }
@@ -88,10 +90,14 @@ extension HTTPServers {
 
   /// A line per event until the client goes, the agent ends, or everything there was has been told.
   private static func monitor(
-    _ query: MonitorQuery, _ ring: EventRing, _ request: Request, _ channel: any Channel
+    _ query: MonitorQuery, _ reconciler: Reconciler, _ request: Request, _ channel: any Channel
   ) -> Response {
-    let reader = ring.reader(query.filter, last: query.last, follows: query.follows)
+    let reader = reconciler.events.reader(query.filter, last: query.last, follows: query.follows)
+    let wanted = query.follows ? query.filter.kinds : []
     let body = ResponseBody { writer in
+      try? await reconciler.listen(to: wanted, by: 1)
+      // Whichever way it ends: the client that goes is an error here.
+      defer { Task { try? await reconciler.listen(to: wanted, by: -1) } }
       try await withGracefulShutdownHandler {
         try await request.body.consumeWithInboundCloseHandler { _ in
           while let events = await reader.next() {
@@ -135,7 +141,7 @@ struct MonitorQuery: Sendable, Equatable {
     }
     for word in Self.list(arguments["type"]) {
       guard let kind = PolicyEvent.Kind(rawValue: word), kind != .lost else {
-        throw RequestProblem("type", "'\(word)' is neither drop nor audit")
+        throw RequestProblem("type", "'\(word)' is none of drop, audit, verdict, lb, trace")
       }
       filter.kinds.insert(kind)
     }

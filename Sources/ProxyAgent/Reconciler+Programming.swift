@@ -41,12 +41,14 @@ extension Reconciler {
     updateRoutes()
     updateHealthChecks()
     clinux_malloc_trim()
+    clinux_release_program_pages()
     logger.info(
       "ready",
       metadata: [
         "services": "\(state.services.count)", "slices": "\(state.endpointSliceCount)",
         "pods": "\(state.pods.count)", "policies": "\(state.networkPolicies.count)",
         "compiled": "\(milliseconds(compiled - start))", "programmed": "\(milliseconds(clock.now - start))",
+        "since-first-object": "\(milliseconds(clock.now - (firstHeard ?? start)))",
       ])
     reportConflicts()
   }
@@ -126,11 +128,6 @@ extension Reconciler {
     count(report)
     let reused = policies.takeReusedAddresses()
     if !reused.isEmpty { Task { await sweeper.end(flowsOf: reused) } }
-    if let packets = engine as? PacketEngine {
-      if !reused.isEmpty { try packets.end(flowsOf: reused) }
-      let stale = delta.staleFlows(after: tables, frontendsOf: { compiler.frontendKeys(of: $0) })
-      try packets.end(stale, nodeAddresses: tables.node.nodePortAddresses)
-    }
     if engine.hasDeferredRemovals { removalsDue = removalsDue ?? clock.now + .milliseconds(20) }
     endStaleFlows(delta)
     endStaleSockets(delta)
@@ -155,12 +152,27 @@ extension Reconciler {
     Task { await sweeper.sweep(targets, for: self) }
   }
 
+  /// Every address and port by which a UDP Service is reached. Costs what there is.
+  func datagramFrontends() -> Set<SocketAddress> {
+    var places: Set<SocketAddress> = []
+    for key in tables.services.frontends.keys where key.proto == .udp {
+      switch key.destination {
+      case .address(let address): places.insert(SocketAddress(address, key.port))
+      case .node(let family):
+        for address in tables.node.nodePortAddresses where address.family == family {
+          places.insert(SocketAddress(address, key.port))
+        }
+      }
+    }
+    return places
+  }
+
   /// Whether flows lead to a backend that the tables have for their destination.
   func areServed(_ entries: [ConntrackEntry]) -> [Bool] {
     entries.map { entry in
       guard let port = Port(entry.reply.sourcePort) else { return false }
       let backend = SocketAddress(entry.reply.source, port)
-      return frontends(of: entry).contains { frontend in
+      return tables.frontends(of: entry.original).contains { frontend in
         [frontend.nodeScope, frontend.outsideScope].contains { scope in
           let id = BackendSetID(service: frontend.service, scope: scope, family: entry.original.destination.family)
           let set = tables.services.sets[id]
@@ -170,18 +182,8 @@ extension Reconciler {
     }
   }
 
-  func areFrontends(_ entries: [ConntrackEntry]) -> [Bool] { entries.map { !frontends(of: $0).isEmpty } }
-
-  func frontends(of entry: ConntrackEntry) -> [Frontend] {
-    guard let proto = L4Protocol(rawValue: entry.original.protocolNumber),
-      let port = Port(entry.original.destinationPort)
-    else { return [] }
-    let destination = entry.original.destination
-    var keys = [FrontendKey(.address(destination), proto, port)]
-    if tables.node.nodePortAddresses.contains(destination) {
-      keys.append(FrontendKey(.node(destination.family), proto, port))
-    }
-    return keys.compactMap { tables.services.frontends[$0] }
+  func areFrontends(_ entries: [ConntrackEntry]) -> [Bool] {
+    entries.map { !tables.frontends(of: $0.original).isEmpty }
   }
 
   func count(_ report: ApplyReport) {
@@ -193,9 +195,33 @@ extension Reconciler {
     metrics.transactionFailures += 1
     lastFailure = "\(error)"
     logger.error("programming failed, the kernel will be read back", metadata: ["error": "\(error)"])
+    if let error = error as? SystemError, error.errno == ENOSPC { growMap(error.object) }
     guard !needsResync else { return }
     needsResync = true
     nextResync = clock.now + resyncDelay
+  }
+
+  /// Gives a map of the packet programs twice the room: a new generation of maps and programs takes the place of the old
+  /// one at the next resync, with what that one remembers. Packets see nothing of it.
+  func growMap(_ map: String) {
+    guard engine is PacketEngine else { return }
+    do {
+      let pins = try PinFolder(configuration.bpffs)
+      guard
+        let maximum = try PinnedMap.all(in: pins).filter({ $0.name == map && $0.kind.canFill }).map(\.maximum).max(),
+        let bounds = mapBounds.growing(map, beyond: maximum)
+      else { return }
+      mapBounds = bounds
+      let grown = try PacketPath.start(configuration, bounds: bounds).engine
+      engine = grown
+      if let packets = grown as? PacketEngine { Task { await sweeper.follow(packets.flows) } }
+      logger.warning(
+        "map grows", metadata: ["map": "\(map)", "from": "\(maximum)", "to": "\(bounds.bounds[map] ?? 0)"])
+      needsResync = true
+      nextResync = clock.now
+    } catch {
+      logger.error("map cannot grow", metadata: ["map": "\(map)", "error": "\(error)"])
+    }
   }
 
   /// Makes the kernel equal to the tables, whatever it has.
@@ -203,6 +229,10 @@ extension Reconciler {
     do {
       let (report, drift) = try engine.resync(tables)
       count(report)
+      if !servesAlone {
+        try PacketPath.takeOver(&engine, tables, for: configuration, logger)
+        servesAlone = true
+      }
       needsResync = false
       lastFailure = nil
       oldestPending = nil
@@ -224,7 +254,6 @@ extension Reconciler {
       } else {
         logger.info("kernel adopted", metadata: ["differences": "\(drift.count)", "messages": "\(report.messages)"])
       }
-      if why == "first sync" { try PacketPath.removeOthers(than: configuration) }
       if engine is PacketEngine { Task { await socketSweeper.sweep(nil, for: self) } }
       Task {
         await sweeper.sweepAll(for: self)
@@ -281,6 +310,7 @@ extension Reconciler {
         resync(isOld ? "a periodic comparison found differences" : "somebody else changed our tables")
       }
       if isOld {
+        lookForKubeProxy()
         let routesDiffer = (try? routes.reread()) ?? false
         if routesDiffer { logger.warning("routes to other nodes had been changed") }
         updateRoutes()
@@ -288,6 +318,17 @@ extension Reconciler {
     } catch {
       failed(error)
     }
+  }
+
+  /// One that was started, or came back, beside this agent; or what could not be removed of it.
+  private func lookForKubeProxy() {
+    guard let found = try? KubeProxyRemains.find(), !found.isEmpty else { return }
+    if configuration.migratesFrom == .kubeProxy, !found.hasVirtualServers {
+      return KubeProxyRemains(mayBeRemoved: true, logger: logger).remove(found)
+    }
+    logger.warning(
+      "kube-proxy programs this node too: stop it, then restart this agent with --migrate-from kube-proxy",
+      metadata: ["objects": "\(found.names.joined(separator: ", "))"])
   }
 
   /// `tick`, at once where something waits, else once a second.
@@ -320,5 +361,19 @@ extension Reconciler {
   func addressesMayHaveChanged() {
     guard readOwnAddresses(), isSynced else { return }
     program(ChangeEffect(), receivedAt: clock.now, triggered: [], nodeMayHaveChanged: true)
+  }
+}
+
+extension Tables {
+  /// By what a flow that was sent there reaches a Service.
+  func frontends(of original: ConntrackTuple) -> [Frontend] {
+    guard let proto = L4Protocol(rawValue: original.protocolNumber), let port = Port(original.destinationPort) else {
+      return []
+    }
+    var keys = [FrontendKey(.address(original.destination), proto, port)]
+    if node.nodePortAddresses.contains(original.destination) {
+      keys.append(FrontendKey(.node(original.destination.family), proto, port))
+    }
+    return keys.compactMap { services.frontends[$0] }
   }
 }

@@ -1,4 +1,5 @@
 import CLinux
+import ClusterSource
 import DataplaneModel
 import Glibc
 import KubernetesObjects
@@ -64,31 +65,37 @@ extension Reconciler {
         "sluice_tables_owned", "1 where nobody else can change our nftables tables.",
         tableAccess == .owned ? 1 : 0
       ),
+      (
+        "sluice_source_following",
+        "1 while the source of objects tells of changes, 0 while what it told last is in force.",
+        reach.map { $0.state == .following ? 1 : 0 } ?? (isSynced ? 1 : 0)
+      ),
       ("sluice_revision", "Number of the tables' last change.", Double(revision)),
     ]
     addPolicyMetrics(to: &metrics)
+    metrics.families += await mapCensus.metrics()
     return metrics.text()
   }
 
-  func status() -> JSONValue {
-    let problemList = problems.values.joined().map { JSONValue.string("\($0)") }.sorted { "\($0)" < "\($1)" }
+  func status() async -> JSONValue {
+    let fullMaps = await mapCensus.full.map { fill -> JSONValue in
+      [
+        "name": .string(fill.map), "entries": .int(Int64(fill.live)), "maxEntries": .int(Int64(fill.maximum)),
+        "fillPercent": .int(Int64(fill.percent)),
+      ]
+    }
     return [
       "apiVersion": "sluice.dev/v1",
       "agent": [
         "version": .string(sluiceVersion), "pid": .int(Int64(getpid())), "node": .string(configuration.nodeName),
         "uptimeSeconds": .int(Int64(time(nil) - startedAt)), "residentBytes": .int(Int64(AgentMetrics.residentBytes)),
       ],
-      "source": [
-        "kind": "manifests", "path": .string(configuration.manifests), "synced": .bool(isSynced),
-        "problems": .array(problemList),
-        "ignoredKinds": .object(
-          JSONObject(ignoredKinds.sorted { $0.key < $1.key }.map { ($0.key, .int(Int64($0.value))) })),
-      ],
+      "source": sourceStatus(),
       "dataplane": [
         "engine": .string(configuration.engine.rawValue), "ok": .bool(isReady), "revision": .int(Int64(revision)),
         "verifiedSecondsAgo": lastVerified.map { .int((clock.now - $0).components.seconds) } ?? .null,
         "tables": tableAccess.map { .string($0.rawValue) } ?? .null,
-        "socketFailure": socketFailure.map { .string($0) } ?? .null,
+        "fullMaps": .array(fullMaps), "socketFailure": socketFailure.map { .string($0) } ?? .null,
         "lastFailure": lastFailure.map { .string($0) } ?? .null, "repairs": .int(Int64(metrics.repairs)),
       ],
       "services": [
@@ -100,6 +107,49 @@ extension Reconciler {
       ],
       "endpoints": .int(Int64(endpoints.count)),
     ]
+  }
+
+  private func sourceStatus() -> JSONValue {
+    let problemList = problems.values.joined().map { JSONValue.string("\($0)") }.sorted { "\($0)" < "\($1)" }
+    var status: JSONObject = [
+      "kind": .string(configuration.source.kind), "path": .string(configuration.source.description),
+      "synced": .bool(isSynced), "problems": .array(problemList),
+      "ignoredKinds": .object(
+        JSONObject(ignoredKinds.sorted { $0.key < $1.key }.map { ($0.key, .int(Int64($0.value))) })),
+    ]
+    if let reach {
+      let seconds = JSONValue.int((clock.now - reach.since).components.seconds)
+      switch reach.state {
+      case .following: status["followingSeconds"] = seconds
+      case .away(let reason):
+        status["awaySeconds"] = seconds
+        status["awayReason"] = .string(reason)
+      }
+    }
+    return .object(status)
+  }
+
+  /// A source comes and goes: in force stays what it told.
+  func noteReach(_ state: SourceReach) {
+    let before = reach?.state
+    // One reason after the other is one absence.
+    let since = reach.flatMap { $0.state != .following && state != .following ? $0.since : nil }
+    reach = (state, since ?? clock.now)
+    switch state {
+    case .following: logger.info("API server", metadata: ["reach": "following"])
+    case .away(let reason):
+      var metadata: Logger.Metadata = ["reason": "\(reason)"]
+      if !isSynced, configuration.source.isBehindService {
+        metadata["hint"] = """
+          this address is a Service's, which only this agent makes work on this node: give the API servers' own addresses by \
+          --api-server
+          """
+      }
+      // Its reasons may alternate for hours.
+      let isNews = before == nil || before == .following
+      logger.log(
+        level: isNews ? .warning : .debug, "API server does not answer; what is in force stays", metadata: metadata)
+    }
   }
 
   /// Every frontend with its backends, by service.
@@ -116,6 +166,7 @@ extension Reconciler {
           "policy": .string(scope.description),
           "whenEmpty": .string(set?.emptyAction == .drop ? "drop" : "reject"),
           "affinitySeconds": set?.affinityTimeout.map { .int(Int64($0)) } ?? .null,
+          "loadBalancing": .string(set?.maglev == nil ? "random" : "maglev"),
           "addresses": .array((set?.backends ?? []).map { .string($0.description) }),
         ]
       }

@@ -69,6 +69,9 @@ extension Reconciler {
     endpoints.values.map { NetworkNamespace(path: $0.netnsPath) }
   }
 
+  /// Whether anything of ours is in BPF maps.
+  nonisolated var usesMaps: Bool { configuration.engine == .ebpf || configuration.socketLB != .off }
+
   /// Sockets are served, beside the packet path or by it.
   private var servesSockets: Bool { sockets != nil || (engine is PacketEngine && configuration.socketLB != .off) }
 
@@ -77,15 +80,32 @@ extension Reconciler {
     return try (engine as? PacketEngine)?.requestedPeer(cookie: cookie)
   }
 
-  /// Whether sockets talk to a backend of what they asked for; true for those that were never translated.
-  func areServed(_ connected: [ConnectedSocket]) -> [Bool] {
+  /// Packets of the node's own sockets are not translated: one that asked for a Service before there was one, and would
+  /// send into the void.
+  private var translatesOnlySockets: Bool { engine is PacketEngine && configuration.socketLB != .off }
+
+  private func udpFrontends(_ address: SocketAddress) -> [FrontendKey] {
+    [FrontendAddress.address(address.address), .node(address.address.family)].map {
+      FrontendKey($0, .udp, address.port)
+    }
+  }
+
+  private func isFrontend(_ address: SocketAddress) -> Bool {
+    let frontends = udpFrontends(address).map { tables.services.frontends[$0] }
+    return frontends[0] != nil || (tables.node.nodePortAddresses.contains(address.address) && frontends[1] != nil)
+  }
+
+  /// Whether sockets talk to a backend of what they asked for; true for those that were never translated, unless that is
+  /// what they need.
+  ///
+  /// - Parameter areNodes: the node's own, not a pod's.
+  func areServed(_ connected: [ConnectedSocket], areNodes: Bool) -> [Bool] {
     connected.map { socket in
       // Where the map cannot be read nothing is known against the socket, and it lives.
-      guard let told = try? requestedPeer(cookie: socket.cookie) else { return true }
-      let keys = [FrontendAddress.address(told.address), .node(told.address.family)].map {
-        FrontendKey($0, .udp, told.port)
-      }
-      return keys.contains { key in
+      let known: SocketAddress?
+      do { known = try requestedPeer(cookie: socket.cookie) } catch { return true }
+      guard let told = known else { return !(areNodes && translatesOnlySockets && isFrontend(socket.peer)) }
+      return udpFrontends(told).contains { key in
         guard let frontend = tables.services.frontends[key] else { return false }
         let id = BackendSetID(service: frontend.service, scope: frontend.nodeScope, family: key.destination.family)
         let set = tables.services.sets[id]
@@ -128,7 +148,18 @@ extension Reconciler {
         if case .node = key.destination { leaves(frontend) }
       }
     }
-    guard !gone.isEmpty else { return }
-    Task { await socketSweeper.sweep(gone, for: self) }
+    if !gone.isEmpty { Task { await socketSweeper.sweep(gone, for: self) } }
+    guard translatesOnlySockets else { return }
+    var new: Set<SocketAddress> = []
+    for (key, change) in delta.frontends where key.proto == .udp && change.old == nil {
+      switch key.destination {
+      case .address(let address): new.insert(SocketAddress(address, key.port))
+      case .node(let family):
+        for address in tables.node.nodePortAddresses where address.family == family {
+          new.insert(SocketAddress(address, key.port))
+        }
+      }
+    }
+    if !new.isEmpty { Task { await socketSweeper.sweep(new, onlyNode: true, for: self) } }
   }
 }

@@ -18,6 +18,8 @@ import ServiceCompiler
 /// source has been read once nothing in the kernel is touched.
 actor Reconciler {
   let configuration: AgentConfiguration
+  /// As asked for, with more room where that was not enough.
+  var mapBounds: MapBounds
   let logger: Logger
   let clock = ContinuousClock()
   let state: ClusterState
@@ -35,6 +37,7 @@ actor Reconciler {
   var routes: NodeRoutes
   let addresses: RouteSocket
   let sweeper: FlowSweeper
+  let mapCensus: MapCensus
   let records: EndpointRecordStore
   let healthChecks: HealthCheckServers
   var endpoints: [String: EndpointRecord] = [:]
@@ -44,6 +47,8 @@ actor Reconciler {
   var isSynced = false
   /// Which state of the compiler's health checks is served.
   var servedHealthChecks = 0
+  /// What an agent with another engine left in force is no more.
+  var servesAlone = false
   /// UDP flows of the time before this agent have been judged.
   var hasSwept = false
   var needsResync = false
@@ -55,7 +60,11 @@ actor Reconciler {
   var removalsDue: ContinuousClock.Instant?
   var revision = 0
   var problems: [String: [ObjectProblem]] = [:]
+  /// When the first object was heard of.
+  var firstHeard: ContinuousClock.Instant?
   var ignoredKinds: [String: Int] = [:]
+  /// Whether the source tells of changes, and since when it does or does not; nil: nothing has been heard of that.
+  var reach: (state: SourceReach, since: ContinuousClock.Instant)?
   var lastFailure: String?
   /// Who may change our tables in the kernel, as of the last resync.
   var tableAccess: TableAccess?
@@ -70,16 +79,22 @@ actor Reconciler {
   /// Packets that were dropped, or would be.
   let events = EventRing()
   var followsLog = false
+  /// Those of `dpctl monitor` that asked for kinds of events that are told on request only.
+  var listeners: [PolicyEvent.Kind: Int] = [:]
   /// ADDs that wait for their Pod object.
   var changeWaiters: [(deadline: ContinuousClock.Instant, continuation: CheckedContinuation<Void, Never>)] = []
   var reportedConflicts: Set<String> = []
 
   init(configuration: AgentConfiguration, logger: Logger) throws {
     self.configuration = configuration
+    mapBounds = configuration.mapBounds
     self.logger = logger
     state = ClusterState(ownNodeName: configuration.nodeName)
-    let (engine, sockets) = try PacketPath.start(configuration)
+    let (engine, sockets) = try PacketPath.start(configuration, bounds: configuration.mapBounds)
     (self.engine, self.sockets) = (engine, sockets)
+    // An agent that was killed leaves its listeners' wishes behind.
+    try (engine as? PacketEngine)?.listen(to: [])
+    if let lack = PacketPath.lack(configuration) { logger.warning("\(lack)") }
     let numbering = try NumberJournal(
       path: configuration.stateDir + "/service-numbers", floor: try engine.largestServiceNumber())
     compiler = ServiceCompiler(
@@ -91,7 +106,9 @@ actor Reconciler {
     routes = try NodeRoutes()
     addresses = try RouteSocket()
     socketSweeper = SocketSweeper(logger: logger)
-    sweeper = FlowSweeper(conntrack: try ConntrackSocket(), logger: logger)
+    mapCensus = MapCensus(folder: configuration.bpffs, logger: logger)
+    sweeper = FlowSweeper(
+      conntrack: try ConntrackSocket(), packets: (engine as? PacketEngine)?.flows, logger: logger)
     records = EndpointRecordStore(directory: configuration.runDir + "/endpoints")
     healthChecks = HealthCheckServers(logger: logger)
     nextResync = clock.now
@@ -125,15 +142,21 @@ actor Reconciler {
 
   func handle(_ event: SourceEvent) {
     switch event {
-    case .problems(let found, let file):
-      problems[file] = found.isEmpty ? nil : found
+    case .problems(let found, let place):
+      problems[place] = found.isEmpty ? nil : found
       for problem in found { logger.warning("object ignored", metadata: ["problem": "\(problem)"]) }
-      if found.isEmpty { logger.info("no problem left", metadata: ["file": "\(file)"]) }
+      if found.isEmpty { logger.info("no problem left", metadata: ["place": "\(place)"]) }
     case .ignoredKinds(let kinds):
       ignoredKinds = kinds
-    case .synced:
+    case .synced(let isRemembered):
+      if isRemembered {
+        logger.warning("the API server has not answered yet: what was known when an agent last ran is put in force")
+      }
       firstSync()
+    case .reach(let reach):
+      noteReach(reach)
     case .changes(let changes, let receivedAt):
+      firstHeard = firstHeard ?? receivedAt
       metrics.lastQueued = Self.wallClock()
       var effect = ChangeEffect()
       var triggered: [Int64] = []

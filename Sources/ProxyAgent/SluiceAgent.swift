@@ -20,17 +20,30 @@ struct SluiceAgent: AsyncParsableCommand {
   @OptionGroup var options: AgentOptions
   @Flag(help: "Remove everything Sluice ever put into this node's kernel and files, then exit.") var cleanup = false
 
+  @Flag(help: "Prepare this node for an agent with fewer rights: kernel settings, BPF file system, plugin; then exit.")
+  var prepare = false
+  @Option(help: "Where --prepare installs the CNI plugin that stands beside this program.") var cniBinDir: String?
+
   mutating func run() async throws {
     umask(0o077)
+    guard cniBinDir == nil || prepare else { throw ValidationError("--cni-bin-dir: goes with --prepare") }
     if cleanup {
       try Cleanup.run(
         stateDir: options.stateDir ?? "/var/lib/sluice", runDir: options.runDir ?? "/run/sluice",
         cniConfDir: options.cniConfDir, bpffs: options.bpffs ?? SocketLB.defaultFolder)
       return
     }
-    let configuration = try AgentConfiguration(options) { path in
-      guard let bytes = try LocalFile.read(path) else { throw ValidationError("--config: \(path): no such file") }
-      return bytes
+    if prepare {
+      try NodePreparation.run(
+        stateDir: options.stateDir ?? "/var/lib/sluice", bpffs: options.bpffs ?? SocketLB.defaultFolder,
+        cniBinDir: cniBinDir, logger: Logger(label: "sluice-agent"))
+      return
+    }
+    let configuration = try AgentConfiguration(options) { flag, path in
+      // Mounted ConfigMaps are links, which LocalFile does not follow.
+      do { return Array(try Data(contentsOf: URL(fileURLWithPath: path))) } catch {
+        throw ValidationError("\(flag): \(path): \(access(path, F_OK) == 0 ? "cannot be read" : "no such file")")
+      }
     }
     let level = Logger.Level(rawValue: configuration.logLevel.rawValue) ?? .info
     LoggingSystem.bootstrap { label in
@@ -56,11 +69,11 @@ struct SluiceAgent: AsyncParsableCommand {
     for directory in [configuration.stateDir, configuration.runDir, configuration.runDir + "/endpoints"] {
       try LocalFile.createDirectories(directory)
     }
-    guard FileManager.default.fileExists(atPath: configuration.manifests) else {
-      throw ValidationError("--manifests: \(configuration.manifests): no such folder")
+    if case .manifests(let folder) = configuration.source, !FileManager.default.fileExists(atPath: folder) {
+      throw ValidationError("--manifests: \(folder): no such folder")
     }
     try AgentLock.take(configuration.runDir)
-    try refuseOtherProxies()
+    try refuseOtherProxies(configuration)
     let reconciler = try Reconciler(configuration: configuration, logger: logger)
     for warning in NodeSettings(savedPath: configuration.stateDir + "/sysctls.json").apply() {
       logger.warning("kernel setting", metadata: ["error": "\(warning)"])
@@ -73,7 +86,7 @@ struct SluiceAgent: AsyncParsableCommand {
       metadata: [
         "version": "\(sluiceVersion)", "node": "\(configuration.nodeName)",
         "engine": "\(configuration.engine.rawValue)",
-        "manifests": "\(configuration.manifests)",
+        "source": "\(configuration.source)",
       ])
     let group = ServiceGroup(
       configuration: .init(
@@ -81,6 +94,7 @@ struct SluiceAgent: AsyncParsableCommand {
           .init(service: FollowSource(reconciler: reconciler, configuration: configuration)),
           .init(service: Clockwork(reconciler: reconciler)),
           .init(service: FollowAddresses(reconciler: reconciler)),
+          .init(service: CountMaps(reconciler: reconciler)),
           .init(service: PublishNode(reconciler: reconciler, configuration: configuration, logger: logger)),
           .init(service: HTTPServers.local(reconciler, socket: configuration.socket, httpLogger)),
           .init(service: HTTPServers.health(reconciler, configuration.healthzAddress, httpLogger)),
@@ -92,28 +106,38 @@ struct SluiceAgent: AsyncParsableCommand {
     logger.info("stopped; the kernel keeps what it has")
   }
 
-  /// Two proxies on one node answer for the same addresses.
-  private func refuseOtherProxies() throws {
-    let found = try NFTablesEngine().otherProxies()
-    guard found.isEmpty else {
-      throw ValidationError(
-        "kube-proxy runs, or ran, on this node: \(found.joined(separator: ", ")). "
-          + "Stop it and remove its rules (kube-proxy --cleanup) first.")
-    }
+  private func refuseOtherProxies(_ configuration: AgentConfiguration) throws {
+    let found = try KubeProxyRemains.find()
+    guard !found.isEmpty, configuration.migratesFrom != .kubeProxy || found.hasVirtualServers else { return }
+    let way =
+      found.hasVirtualServers
+      ? "remove what it has in the kernel (kube-proxy --cleanup)"
+      : "start with --migrate-from kube-proxy, which takes its connections over and removes its rules"
+    throw ValidationError(
+      "kube-proxy runs, or ran, on this node: \(found.names.joined(separator: ", ")). Stop it, then \(way).")
   }
 }
 
-/// Hands the manifest folder's events to the reconciler.
+/// Hands what the cluster tells to the reconciler.
 private struct FollowSource: Service {
   let reconciler: Reconciler
   let configuration: AgentConfiguration
 
   func run() async throws {
-    for await event in ManifestFolder(path: configuration.manifests).events().cancelOnGracefulShutdown() {
-      await reconciler.handle(event)
+    switch configuration.source {
+    case .manifests(let folder):
+      for await event in ManifestFolder(path: folder).events().cancelOnGracefulShutdown() {
+        await reconciler.handle(event)
+      }
+      // The stream ends by itself only when it could not begin.
+      try await gracefulShutdown()
+    case .apiServer(let access, _):
+      let folder = AgentConfiguration.objectFolder(stateDir: configuration.stateDir)
+      try LocalFile.createDirectories(folder)
+      await cancelWhenGracefulShutdown {
+        await APIServerSource(access: access, journalFolder: folder).run { await reconciler.handle($0) }
+      }
     }
-    // The stream ends by itself only when it could not begin.
-    try await gracefulShutdown()
   }
 }
 
@@ -124,6 +148,22 @@ private struct Clockwork: Service {
   func run() async throws {
     for await _ in AsyncTicks(every: .milliseconds(20)).cancelOnGracefulShutdown() {
       await reconciler.tickIfDue()
+    }
+  }
+}
+
+/// Counts what BPF maps have, beside everything else.
+private struct CountMaps: Service {
+  let reconciler: Reconciler
+
+  func run() async throws {
+    guard reconciler.usesMaps else { return try await gracefulShutdown() }
+    for await _ in AsyncTicks(every: .seconds(1)).cancelOnGracefulShutdown() {
+      // Before there is anything there is nothing to count.
+      if await reconciler.isSynced {
+        await reconciler.mapCensus.countIfDue()
+        for map in await reconciler.mapCensus.takeCrowdedCaches() { await reconciler.growMap(map) }
+      }
     }
   }
 }

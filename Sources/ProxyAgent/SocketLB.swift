@@ -17,17 +17,14 @@ enum SocketLB: String, Sendable, CaseIterable, ExpressibleByArgument {
 extension SocketLB {
   static let defaultFolder = "/sys/fs/bpf/sluice"
 
-  /// Loads what the configuration asks for; where that is nothing, removes what an earlier agent left: its programs would
-  /// go on with tables that nobody keeps.
+  /// Loads what the configuration asks for. What an earlier agent left goes once this one serves (`PacketPath`).
   static func start(_ configuration: AgentConfiguration) throws -> SocketBalancer? {
-    guard configuration.socketLB != .off else {
-      try removeLeftOvers(configuration.bpffs)
-      return nil
-    }
+    guard configuration.socketLB != .off else { return nil }
     try BPFFileSystem.mount(for: configuration.bpffs)
     return try SocketBalancer(
       pins: try PinFolder(configuration.bpffs), cgroup: try configuration.cgroup ?? BPFFileSystem.cgroupRoot(),
-      hostCookie: try NetworkNamespace.current.cookie(), servesPods: configuration.socketLB == .all)
+      hostCookie: try NamespaceCookie.of(.current), servesPods: configuration.socketLB == .all,
+      bounds: configuration.mapBounds)
   }
 
   static func removeLeftOvers(_ folder: String) throws {

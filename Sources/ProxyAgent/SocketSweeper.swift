@@ -1,16 +1,19 @@
+import Glibc
 import DataplaneModel
 import Logging
 import Netlink
 import NetworkTypes
 
 /// Ends connected UDP sockets whose backend has gone: they were translated once, at connect(2), and would send into the
-/// void for as long as they live.
+/// void for as long as they live. So would one of the node's that was connected before its Service was there, where packets
+/// of the node's are not translated.
 ///
 /// Beside the reconciler, not in it: each look is a thread and two listings for every local pod. What gathers during one
 /// look shares the next.
 actor SocketSweeper {
   private let logger: Logger
   private var pending: Set<SocketAddress> = []
+  private var pendingAtNode: Set<SocketAddress> = []
   private var wantsAll = false
   private var isRunning = false
   private var hasWarned = false
@@ -19,33 +22,50 @@ actor SocketSweeper {
 
   /// Looks at the sockets of the node and of its pods.
   ///
-  /// - Parameter backends: those that have gone; nil: each socket is asked about.
-  func sweep(_ backends: Set<SocketAddress>?, for reconciler: Reconciler) async {
-    if let backends { pending.formUnion(backends) } else { wantsAll = true }
+  /// - Parameters:
+  ///   - peers: of whom the sockets are asked about: backends that have gone; nil: each socket is.
+  ///   - onlyNode: no pod's are.
+  func sweep(_ peers: Set<SocketAddress>?, onlyNode: Bool = false, for reconciler: Reconciler) async {
+    if let peers {
+      if onlyNode { pendingAtNode.formUnion(peers) } else { pending.formUnion(peers) }
+    } else {
+      wantsAll = true
+    }
     guard !isRunning else { return }
     isRunning = true
-    while wantsAll || !pending.isEmpty {
-      let targets = wantsAll ? nil : pending
-      (pending, wantsAll) = ([], false)
-      await look(targets, reconciler)
-      // A connect(2) that was under way got its backend before, and its peer after we looked.
-      try? await Task.sleep(for: .seconds(1))
-      await look(targets, reconciler)
+    while wantsAll || !pending.isEmpty || !pendingAtNode.isEmpty {
+      let pods = wantsAll ? nil : pending
+      let node = pods.map { $0.union(pendingAtNode) }
+      (pending, pendingAtNode, wantsAll) = ([], [], false)
+      await look(node: node, pods: pods, reconciler)
+      Task {
+        // A connect(2) that was under way got its backend before, and its peer after we looked.
+        try? await Task.sleep(for: .seconds(1))
+        await look(node: node, pods: pods, reconciler)
+      }
     }
     isRunning = false
   }
 
-  private func look(_ backends: Set<SocketAddress>?, _ reconciler: Reconciler) async {
+  private func look(node: Set<SocketAddress>?, pods: Set<SocketAddress>?, _ reconciler: Reconciler) async {
     var places: [NetworkNamespace?] = [nil]
-    places += await reconciler.socketNamespaces()
+    if pods?.isEmpty != true { places += await reconciler.socketNamespaces() }
     for place in places {
-      // A pod that has just ended has no namespace any more.
-      guard let sockets = try? SocketDiagnosis(in: place) else { continue }
+      let peers = place == nil ? node : pods
+      let sockets: SocketDiagnosis
+      do {
+        sockets = try SocketDiagnosis(in: place)
+      } catch {
+        // A pod that has just ended has no namespace any more.
+        if error.errno != ENOENT { warn("a pod's UDP sockets cannot be asked for", error) }
+        continue
+      }
       for family in IPFamily.allCases {
         do {
-          let connected = try sockets.connectedDatagramSockets(family).filter { backends?.contains($0.peer) ?? true }
+          let connected = try sockets.connectedDatagramSockets(family).filter { peers?.contains($0.peer) ?? true }
           guard !connected.isEmpty else { continue }
-          for (socket, isServed) in zip(connected, await reconciler.areServed(connected)) where !isServed {
+          for (socket, isServed) in zip(connected, await reconciler.areServed(connected, areNodes: place == nil))
+          where !isServed {
             end(socket, sockets)
           }
         } catch {
@@ -58,10 +78,10 @@ actor SocketSweeper {
   private func end(_ socket: ConnectedSocket, _ sockets: SocketDiagnosis) {
     do {
       if try sockets.destroy(socket) {
-        logger.info("UDP socket of a backend that is gone was ended", metadata: ["backend": "\(socket.peer)"])
+        logger.info("UDP socket that nobody would answer was ended", metadata: ["peer": "\(socket.peer)"])
       }
     } catch {
-      warn("UDP sockets of a backend that is gone cannot be ended (CONFIG_INET_DIAG_DESTROY)", error)
+      warn("UDP sockets that nobody would answer cannot be ended (CONFIG_INET_DIAG_DESTROY)", error)
     }
   }
 

@@ -145,7 +145,7 @@ struct CompiledService {
       sets[BackendSetID(service: id, scope: scope, family: family)] = BackendSet(
         backends: backends,
         emptyAction: scope == .local && !selection.cluster.isEmpty ? .drop : .reject, affinityTimeout: timeout,
-        draining: draining(serving, besides: backends))
+        draining: draining(serving, besides: backends), isHashed: service.loadBalancing == .maglev)
     }
     guard !selection.cluster.isEmpty, selection.local.isEmpty else { return }
     if service.internalTrafficPolicy == .local { policiesWithoutLocalEndpoint.insert("internal") }

@@ -126,13 +126,12 @@ public struct ServiceCompiler<Numbering: ServiceNumbering> {
         found.append("Service \(key): frontend \(claim.key)")
       }
       for (id, set) in fresh.sets {
-        guard var have = tables.services.sets[id] else {
+        guard let have = tables.services.sets[id] else {
           found.append("Service \(key): backend set \(id) is missing")
           continue
         }
         // Slots have a history; who is in the set has not.
-        if Set(have.backends) == Set(set.backends) { have.backends = set.backends }
-        if have != set { found.append("Service \(key): backend set \(id)") }
+        if set.withSlots(following: have.backends) != have { found.append("Service \(key): backend set \(id)") }
       }
     }
     for (key, all) in claims where tables.services.frontends[key] != all.first?.frontend {

@@ -14,7 +14,8 @@ struct Dpctl: ParsableCommand {
     version: "0.1.0",
     subcommands: [
       StatusCommand.self, MonitorCommand.self, ExplainCommand.self, ServiceCommand.self, EndpointCommand.self,
-      IdentityCommand.self, PolicyCommand.self, LabCommand.self, CompletionCommand.self,
+      IdentityCommand.self, PolicyCommand.self, MapCommand.self, ConntrackCommand.self, LabCommand.self,
+      CompletionCommand.self,
     ])
 
   /// Own entry point: ArgumentParser ends with 64 on wrong usage, operators expect 2.

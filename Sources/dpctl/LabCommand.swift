@@ -42,6 +42,8 @@ struct LabUp: ParsableCommand {
   var socketLb: String?
   @Flag(name: .customLong("no-agents"), help: "Start no agents; pods are attached by the plugin alone.")
   var noAgents = false
+  @Flag(name: .long, help: "The agents follow an API server for tests, which serves the lab's manifests.")
+  var apiServer = false
   @Flag(name: .long, help: "Stay until Ctrl-C, then take the lab down.")
   var foreground = false
 
@@ -50,6 +52,7 @@ struct LabUp: ParsableCommand {
     configuration.startsAgents = !noAgents
     configuration.engine = engine
     configuration.socketLB = socketLb
+    configuration.usesAPIServer = apiServer
     let lab = try Lab(configuration)
     let signals = LabSignals(interrupting: lab)
     let begin = monotonicNanoseconds()

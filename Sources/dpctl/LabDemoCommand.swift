@@ -10,6 +10,10 @@ struct LabDemoCommand: ParsableCommand {
   var name = "demo"
   @Option(name: .long, help: "The agents' engine: nftables or ebpf.")
   var engine = "nftables"
+  @Option(
+    name: .long,
+    help: "Milliseconds after which a pod that leaves must get no new request; an emulated machine needs more.")
+  var grace = 300
   @OptionGroup var binaries: LabBinaries
   @Option(name: .long, help: "The shop's Services. Default: deploy/lab/shop.yaml next to the folder of the programs.")
   var shop: String?
@@ -25,6 +29,7 @@ struct LabDemoCommand: ParsableCommand {
     configuration.engine = engine
     let lab = try Lab(configuration)
     _ = LabSignals(interrupting: lab)
-    guard try LabDemo(lab: lab, shop: shop, policy: policy).run() else { throw ExitCode(1) }
+    let demo = LabDemo(lab: lab, shop: shop, policy: policy, grace: .milliseconds(grace))
+    guard try demo.run() else { throw ExitCode(1) }
   }
 }

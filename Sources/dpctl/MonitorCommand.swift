@@ -4,10 +4,10 @@ import Glibc
 import LocalAPI
 import NetworkTypes
 
-/// What is dropped, or would be, as it happens.
+/// What is dropped, or would be, as it happens; on request what is allowed, translated and passes too.
 struct MonitorCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
-    commandName: "monitor", abstract: "Dropped packets as they are dropped, and by whom.",
+    commandName: "monitor", abstract: "Dropped packets as they are dropped, and by whom; other packets on request.",
     discussion: """
       Follows until Ctrl-C; with --last it shows the past and ends, unless --follow is given too. Times are UTC. Events \
       that were lost are counted on stderr. The node's log limits how many a second there are.
@@ -15,12 +15,15 @@ struct MonitorCommand: ParsableCommand {
 
   @OptionGroup var options: GlobalOptions
   @Option(
-    help: "drop, audit: packets dropped, or that a policy in audit mode would drop. Comma-separated.",
-    completion: .list(EventType.known.map(\.rawValue)))
+    help: """
+      drop, audit: packets dropped, or that a policy in audit mode would drop (without --type: both). By the ebpf engine \
+      also verdict: flows allowed; lb: packets translated or refused; trace: packets of known flows. Comma-separated.
+      """,
+    completion: .list(EventType.allCases.map(\.rawValue)))
   var type: CommaList<EventType>?
   @Option(
-    help: "deny, audit: what policies decided; instead of --type and --reason.",
-    completion: .list(PolicyVerdict.known.map(\.rawValue)))
+    help: "deny, audit, allow: what policies decided; instead of --type and --reason.",
+    completion: .list(PolicyVerdict.allCases.map(\.rawValue)))
   var verdict: PolicyVerdict?
   @Option(
     help: "Only these reasons, comma-separated.", completion: .list(DropReason.allCases.map(\.rawValue)))
@@ -36,10 +39,6 @@ struct MonitorCommand: ParsableCommand {
   func validate() throws {
     if [.yaml, .name].contains(options.output) {
       throw ValidationError("-o \(options.output.rawValue): events are printed as table, wide, json or jsonl")
-    }
-    let unknown = type?.elements.first { !EventType.known.contains($0) }?.rawValue
-    if let unknown = unknown ?? verdict.flatMap({ PolicyVerdict.known.contains($0) ? nil : $0.rawValue }) {
-      throw ValidationError("'\(unknown)' events: not by the nftables engine, which logs drops and audits only")
     }
     if verdict != nil, type != nil || reason != nil {
       throw ValidationError("--verdict says type and reason: leave --type and --reason out")
@@ -100,17 +99,20 @@ struct MonitorCommand: ParsableCommand {
   }
 }
 
-/// Event types of operators' other tools are known too, so that the answer is why, not "invalid value".
 enum EventType: String, CaseIterable, ExpressibleByArgument {
-  case drop, audit, verdict, trace, lb
-  static let known: [EventType] = [.drop, .audit]
+  case drop, audit, verdict, lb, trace
 }
 
 enum PolicyVerdict: String, CaseIterable, ExpressibleByArgument {
   case deny, audit, allow
-  static let known: [PolicyVerdict] = [.deny, .audit]
 
-  var type: String { self == .audit ? "audit" : "drop" }
+  var type: String {
+    switch self {
+    case .deny: "drop"
+    case .audit: "audit"
+    case .allow: "verdict"
+    }
+  }
   var reason: String? { self == .deny ? DropReason.policyDenied.rawValue : nil }
 }
 

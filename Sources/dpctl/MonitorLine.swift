@@ -5,11 +5,15 @@ import NetworkTypes
 /// One event as one line:
 ///
 ///     12:04:01.221 DROP egress shop/cart-7d9:40122 -> shop/db-0:5432 tcp SYN  policy denied by shop/deny-db (NetworkPolicy)
+///     12:04:01.250 TRACE shop/cart-7d9:40124 <- shop/web-1:8080 tcp ACK  passes
 enum MonitorLine {
   static func text(_ event: JSONValue, _ terminal: Terminal, wide: Bool) -> String {
     let type = event.text("type")
+    // Who began the flow stands on the left.
+    let isReply = event["isReply"]?.boolValue == true
+    let ends = [end(event.present("source")), end(event.present("destination"))]
     let words = [
-      event.text("direction"), end(event.present("source")), "->", end(event.present("destination")),
+      event.text("direction"), ends[isReply ? 1 : 0], isReply ? "<-" : "->", ends[isReply ? 0 : 1],
       event.text("protocol"), event.text("flags"), event["icmpType"]?.intValue.map { "type \($0)" } ?? "",
     ]
     let packet = words.filter { !$0.isEmpty }.joined(separator: " ")
@@ -39,6 +43,13 @@ enum MonitorLine {
   private static func why(_ event: JSONValue) -> String {
     let reason = event.text("reason")
     let isAudit = event.text("type") == "audit"
+    switch event.text("type") {
+    case "verdict": return allowed(event)
+    case "lb" where reason.isEmpty: return translation(event)
+    case "lb": return reason
+    case "trace": return "passes"
+    default: break
+    }
     guard isAudit || reason == DropReason.policyDenied.rawValue else {
       return reason + (DropReason(rawValue: reason).map { " (\($0.explanation))" } ?? "")
     }
@@ -47,6 +58,21 @@ enum MonitorLine {
     let verb = isAudit ? "would be denied" : "policy denied"
     guard !by.isEmpty else { return verb + (isAudit ? " (audit)" : "") }
     return "\(verb) by \(by) (NetworkPolicy\(isAudit ? ", audit" : ""))"
+  }
+
+  private static func allowed(_ event: JSONValue) -> String {
+    let policies = (event["policies"]?.arrayValue ?? []).compactMap(\.stringValue)
+    return policies.isEmpty
+      ? "allowed, not isolated" : "allowed by \(policies.joined(separator: ", ")) (NetworkPolicy)"
+  }
+
+  /// Only the ends that change.
+  private static func translation(_ event: JSONValue) -> String {
+    let changes = [("source", "as"), ("destination", "to")].compactMap { key, word in
+      let (old, new) = (event.present(key), event.present("translated")?.present(key))
+      return new.flatMap { end($0) == end(old) ? nil : "\(word) \(end($0))" }
+    }
+    return changes.joined(separator: " ")
   }
 
   private static func details(_ event: JSONValue) -> String {
@@ -62,7 +88,7 @@ enum MonitorLine {
       addresses, interface.isEmpty ? nil : interface, event["length"]?.intValue.map { "\($0) bytes" },
       identities.allSatisfy { $0 == nil }
         ? nil : "identities " + identities.map { $0 ?? "none" }.joined(separator: " -> "),
-      event["revision"]?.intValue.map { "revision \($0)" },
+      event["revision"]?.intValue.map { "revision \($0)" }, event.present("place")?.stringValue,
     ].compactMap { $0 }
     return details.isEmpty ? "" : "  [\(details.joined(separator: ", "))]"
   }

@@ -1,5 +1,8 @@
 import ArgumentParser
+import BPFLoader
+import DataplaneModel
 import LocalAPI
+import Netlink
 
 /// What Services were compiled to, and whether objects, agent and kernel agree.
 struct ServiceCommand: ParsableCommand {
@@ -45,23 +48,48 @@ struct ServiceGet: ParsableCommand {
 
 struct ServiceDiff: ParsableCommand {
   static let configuration = CommandConfiguration(
-    commandName: "diff", abstract: "Objects against agent against kernel. Nothing, and status 0, when all agree.")
+    commandName: "diff", abstract: "Objects against agent against kernel. Nothing, and status 0, when all agree.",
+    discussion: """
+      Where no agent answers, and BPF maps are pinned, those are compared with each other: what one of them names has to \
+      be in the other. A note on stderr says so.
+      """)
   @OptionGroup var options: GlobalOptions
+  @OptionGroup var pins: PinOptions
+  @Option(help: "The agent's state, for names of Services where no agent answers.")
+  var stateDir = LocalAPIDefaults.stateDirectory
 
-  func run() throws {
-    let answer = try options.get("/v1/services/diff")
-    let differences = answer["differences"]?.arrayValue ?? []
-    switch options.output {
-    case .json: print(answer.serialized(pretty: true))
-    case .jsonl: for difference in differences { print(difference.serialized()) }
-    case .yaml: print(Output.yaml(answer, indent: 0))
-    default:
-      let table = Table(
-        headers: ["BETWEEN", "KIND", "OBJECT"],
-        rows: differences.map { [$0.text("between"), $0.text("kind"), $0.text("object")] })
-      if !differences.isEmpty { print(table.text(withHeaders: !options.noHeaders)) }
+  func run() throws { try Output.differences(try answer(), options) }
+
+  private func answer() throws -> JSONValue {
+    let path = "/v1/services/diff"
+    guard let folder = pins.folderIfThere else { return try options.answer(path) }
+    do {
+      let (status, body) = try options.client.request("GET", path)
+      guard status == 200 else { throw options.refusal(status, UnixHTTPClient.message(in: body), path) }
+      return try JSONValue(parsing: body)
+    } catch let error as LocalAPIError {
+      switch error {
+      case .unreachable, .timeout: return try withoutAgent(folder, error)
+      default: throw options.failure(error)
+      }
     }
-    if !differences.isEmpty { throw ExitCode(1) }
+  }
+
+  private func withoutAgent(_ folder: PinFolder, _ error: LocalAPIError) throws -> JSONValue {
+    Dpctl.complain("dpctl: \(error); only the pinned maps are compared, with each other")
+    let names = ServiceNames(stateDirectory: stateDir)
+    let found = try PinOptions.reading { () throws(SystemError) in
+      try PinnedServices(pins: folder) { names[$0] }.differences()
+    }
+    return [
+      "apiVersion": "sluice.dev/v1", "agent": .null, "error": .string("\(error)"),
+      "differences": .array(
+        found.map { drift in
+          [
+            "between": "maps", "kind": .string(drift.kind.rawValue), "object": .string(drift.object),
+          ]
+        }),
+    ]
   }
 }
 

@@ -1,4 +1,5 @@
 import ArgumentParser
+import BPFLoader
 import Glibc
 import LocalAPI
 import NFTables
@@ -8,6 +9,7 @@ struct StatusCommand: ParsableCommand {
   static let configuration = CommandConfiguration(
     commandName: "status", abstract: "Agent, packet path and sources at a glance.")
   @OptionGroup var options: GlobalOptions
+  @OptionGroup var pins: PinOptions
 
   func run() throws {
     let status: JSONValue
@@ -32,14 +34,7 @@ struct StatusCommand: ParsableCommand {
 
   /// The kernel goes on without the agent: say what it has.
   private func withoutAgent(_ error: LocalAPIError) throws {
-    let tables: String
-    do {
-      let names = try NFTablesEngine().tableNames().filter { $0 == "sluice" }.count
-      tables =
-        names == 2 ? "nftables tables are in place: Services go on as last programmed" : "no Sluice tables in nftables"
-    } catch {
-      tables = "nftables cannot be read: \(error)"
-    }
+    let tables = pins.folderIfThere.map { Self.kernel($0) } ?? Self.netfilter()
     if options.output == .json || options.output == .jsonl {
       let answer: JSONValue = [
         "apiVersion": "sluice.dev/v1", "agent": .null, "error": .string("\(error)"), "kernel": .string(tables),
@@ -47,6 +42,27 @@ struct StatusCommand: ParsableCommand {
       print(answer.serialized(pretty: options.output == .json))
     } else {
       print("Agent       DOWN      \(error)\nDataplane   \(tables)")
+    }
+  }
+
+  private static func netfilter() -> String {
+    do {
+      let names = try NFTablesEngine().tableNames().filter { $0 == "sluice" }.count
+      return names == 2
+        ? "nftables tables are in place: Services go on as last programmed" : "no Sluice tables in nftables"
+    } catch {
+      return "nftables cannot be read: \(error)"
+    }
+  }
+
+  private static func kernel(_ pins: PinFolder) -> String {
+    guard pins.hasPacketMaps else { return "\(netfilter()); BPF maps of services at the socket are in place" }
+    do {
+      let flows = try TrackedFlows(pins: pins).count()
+      let maps = try PinnedMap.all(in: pins).count
+      return "\(maps) BPF maps are in place, with \(flows) live flows: Services and policies go on as last programmed"
+    } catch {
+      return "BPF maps cannot be read: \(error)"
     }
   }
 
@@ -63,14 +79,34 @@ struct StatusCommand: ParsableCommand {
         + (plane["verifiedSecondsAgo"]?.intValue.map { " (verified \($0)s ago)" } ?? "")
         + (plane["tables"]?.stringValue.map { ", tables \($0)" } ?? "")
         + ["lastFailure", "socketFailure"].compactMap { plane[$0]?.stringValue.map { ": \($0)" } }.joined(),
-      "Source      \(source["synced"]?.boolValue == true ? (problems.isEmpty ? "OK      " : "DEGRADED") : "WAITING ")  \(source.text("kind")) \(source.text("path"))"
-        + (problems.isEmpty ? "" : ", \(problems.count) objects ignored"),
+      sourceLine(source, problems: problems.count),
       "Services    OK        \(services.text("services")) services / \(services.text("backends")) backends"
         + (conflicts.isEmpty ? "" : ", \(conflicts.count) claims lost"),
       "Endpoints   OK        \(status.text("endpoints")) pods on \(agent.text("node"))",
     ]
+    let full = plane["fullMaps"]?.arrayValue ?? []
+    if !full.isEmpty {
+      lines.append(
+        "Maps        WARN      "
+          + full.map { "\($0.text("name")) \($0.text("fillPercent")) % of \($0.text("maxEntries"))" }
+          .joined(separator: ", "))
+    }
     lines += (problems + conflicts).prefix(10).map { "  - \($0.stringValue ?? "")" }
     return lines.joined(separator: "\n")
+  }
+
+  private func sourceLine(_ source: JSONValue, problems: Int) -> String {
+    let isSynced = source["synced"]?.boolValue == true
+    let away = source["awaySeconds"]?.intValue
+    let state = !isSynced ? "WAITING " : problems == 0 && away == nil ? "OK      " : "DEGRADED"
+    var line = "Source      \(state)  \(source.text("kind")) \(source.text("path"))"
+    if problems > 0 { line += ", \(problems) objects ignored" }
+    if let away {
+      line += "\n            unreachable \(Self.duration(away))"
+      if isSynced { line += "; enforcing last-known state" }
+      if let reason = source["awayReason"]?.stringValue { line += " (\(reason))" }
+    }
+    return line
   }
 
   static func duration(_ seconds: Int64) -> String {

@@ -3,6 +3,7 @@ import Glibc
 import Netlink
 import NetworkTypes
 
+@testable import BPFLoader
 @testable import Lab
 
 /// A network namespace in which every address of 10.0.0.0/8 and fd00::/8 is its own, with servers on some ports of all of
@@ -23,7 +24,7 @@ final class Everywhere: Sendable {
   init() throws {
     let network = try AnonymousNetworkNamespace()
     self.network = network
-    cookie = try network.namespace.cookie()
+    cookie = try NamespaceCookie.of(network.namespace)
     (listeners, receivers) = try network.namespace.run {
       let routes = try RouteSocket()
       let loopback = try routes.link(named: "lo")?.index ?? 1
@@ -96,6 +97,13 @@ final class Everywhere: Sendable {
     return try arrival(ofDatagram: to.address.family).place
   }
 
+  /// What becomes of a datagram to `to` by a socket that is not connected.
+  func send(to: SocketAddress) throws -> Arrival {
+    let client = try socket(to.address.family, SOCK_DGRAM)
+    let error = client.send("x", to: to)
+    return error == 0 ? try arrival(ofDatagram: to.address.family).place : .refused(error)
+  }
+
   /// Accepts one connection on any port; it is there already.
   func arrival(ofConnectionTo family: IPFamily) throws -> Arrival {
     let accepted = try next(listeners, family) { descriptor in
@@ -160,7 +168,7 @@ final class Everywhere: Sendable {
   ) throws -> Result {
     let own = servers.filter { $0.key.family == family }.map(\.value)
     var polls = own.map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
-    guard poll(&polls, UInt(polls.count), 2000) > 0 else { throw Missing() }
+    guard poll(&polls, UInt(polls.count), 20_000) > 0 else { throw Missing() }
     for ready in polls where ready.revents & Int16(POLLIN) != 0 {
       if let result = try take(ready.fd) { return result }
     }
@@ -186,7 +194,7 @@ final class Client {
 
   init(owning descriptor: Int32, type: __socket_type) {
     self.descriptor = descriptor
-    var time = timeval(tv_sec: 2, tv_usec: 0)
+    var time = timeval(tv_sec: 20, tv_usec: 0)
     setsockopt(descriptor, SOL_SOCKET, SO_RCVTIMEO, &time, socklen_t(MemoryLayout<timeval>.size))
     guard type == SOCK_STREAM else { return }
     var lingering = linger(l_onoff: 1, l_linger: 0)

@@ -35,7 +35,7 @@ import Testing
       "set_key", SetKeyLayout.self, ["service": \.service, "scope": \.scope, "family": \.family, "pad": \.pad]),
     Wanted(
       "backend_set", BackendSetLayout.self,
-      ["count": \.count, "affinity": \.affinity, "empty_action": \.emptyAction, "pad": \.pad1]),
+      ["count": \.count, "affinity": \.affinity, "empty_action": \.emptyAction, "is_hashed": \.isHashed, "pad": \.pad]),
     Wanted("slot_key", SlotKeyLayout.self, ["set": \.set, "slot": \.slot]),
     Wanted("backend", BackendLayout.self, ["address": \.address, "port": \.port, "pad": \.pad]),
     Wanted("member_key", MemberKeyLayout.self, ["set": \.set, "backend": \.backend]),
@@ -53,8 +53,12 @@ import Testing
     Wanted(
       "endpoint", EndpointLayout.self,
       [
-        "ingress": \.ingress, "egress": \.egress, "flags": \.flags, "mac": \.mac, "gateway_mac": \.gatewayMAC,
+        "ingress": \.ingress, "egress": \.egress, "flags": \.flags, "mac": \.mac, "pad": \.pad, "v4": \.v4,
+        "v6": \.v6,
       ]),
+    Wanted(
+      "pod_device", PodDeviceLayout.self,
+      ["device": \.device, "flags": \.flags, "mac": \.mac, "gateway_mac": \.gatewayMAC]),
     Wanted(
       "range_key", RangeKeyLayout.self,
       ["prefix_length": \.prefixLength, "table": \.table, "address": \.address]),
@@ -76,7 +80,7 @@ import Testing
       ]),
     Wanted(
       "flow", FlowLayout.self,
-      ["seen": \.seen, "revision": \.revision, "state": \.state, "flags": \.flags, "pad": \.pad]),
+      ["seen": \.seen, "revision": \.revision, "state": \.state, "flags": \.flags, "closed": \.closed, "pad": \.pad]),
     Wanted(
       "translation", TranslationLayout.self, ["to": \.to, "set": \.set, "is_masquerade": \.isMasquerade]),
     Wanted(
@@ -93,7 +97,7 @@ import Testing
         "time": \.time, "kind": \.kind, "reason": \.reason, "file": \.file, "direction": \.direction, "line": \.line,
         "attribution": \.attribution, "clause": \.clause, "revision": \.revision, "identity": \.identity,
         "device": \.device, "length": \.length, "tuple": \.tuple, "other": \.other, "tcp_flags": \.tcpFlags,
-        "icmp_type": \.icmpType, "pad": \.pad1,
+        "icmp_type": \.icmpType, "is_answer": \.isAnswer, "pad": \.pad1,
       ]),
   ]
 
@@ -121,7 +125,7 @@ import Testing
   @Test("every map's key and value is one of them, or a number")
   func maps() throws {
     let sizes = Set((Self.sockets + Self.packets).map(\.size) + [4, 8, MemoryLayout<AddressLayout>.size])
-    for (program, count) in [(BPFProgram.sock, 11), (.endpoint, 28), (.uplink, 28)] {
+    for (program, count) in [(BPFProgram.sock, 11), (.endpoint, 32), (.uplink, 32)] {
       let object = try BPFObject(program)
       #expect(object.mapNames.count == count, "\(program.name): \(object.mapNames)")
       // A ring has neither; working memory is nobody else's.

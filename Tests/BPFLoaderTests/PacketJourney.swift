@@ -33,12 +33,7 @@ struct SeenPacket: Equatable, CustomStringConvertible {
     hops = packet[source.family == .v4 ? 8 : 7]
     let headerLength = source.family == .v4 ? Int(packet[0] & 15) * 4 : 40
     let transport = Array(packet[headerLength..<headers.totalLength])
-    let pseudo =
-      proto == 1
-      ? [] : source.bytes + destination.bytes + [UInt8(transport.count >> 8), UInt8(transport.count & 255), 0, proto]
-    checksumsAreRight =
-      (source.family == .v6 || ProbePacket.checksum(Array(packet.prefix(headerLength))) == 0)
-      && (proto == 132 || ProbePacket.checksum(pseudo + transport) == 0)
+    checksumsAreRight = Checksums.wrong(in: packet).isEmpty
     if headers.icmpType == (source.family == .v4 ? 8 : 128) {
       sourcePort = UInt16(transport[4]) << 8 | UInt16(transport[5])
     }

@@ -3,6 +3,7 @@ import DataplaneModel
 import Glibc
 import Netlink
 import NetworkTypes
+import Testing
 
 @testable import BPFLoader
 @testable import Lab
@@ -38,17 +39,20 @@ final class PacketRunner {
   }
 
   /// - Parameter pins: a folder of its own.
-  init(_ tables: Tables, pins: PinFolder, masquerade: Uplink = Uplink()) throws {
+  init(
+    _ tables: Tables, pins: PinFolder, masquerade: Uplink = Uplink(), keepsEstablished: Bool = false
+  ) throws {
     self.tables = tables
     routes = try RouteSocket()
     let sockets = try SocketBalancer(
       pins: pins, cgroup: try Surroundings.cgroup, hostCookie: 1, servesPods: false, isAlone: false)
-    engine = try PacketEngine(pins: pins, sockets: sockets, uplinks: [Self.uplink: masquerade])
+    engine = try PacketEngine(
+      pins: pins, sockets: sockets, uplinks: [Self.uplink: masquerade], keepsEstablished: keepsEstablished)
     reader = try EventReader(engine.endpoint)
     try makeDevice(Self.uplink)
     for name in tables.node.endpoints.keys { try makeDevice(name) }
     _ = try engine.resync(tables)
-    try engine.listen()
+    try engine.listen(to: Set(PacketEvent.Kind.allCases).subtracting([.trace]))
   }
 
   func apply(_ delta: TableDelta) throws {
@@ -81,6 +85,33 @@ final class PacketRunner {
     return [2, 0, 0, 0, 0, 0xfe] + mac.bytes + type + packet
   }
 
+  /// Whether this kernel runs a program as for a packet that arrived by another device: 5.10 does not. Packets from outside
+  /// are then seen in labs only.
+  static let canForward: Bool = {
+    let instructions = [
+      bpf_insn(code: 0xb7, dst_reg: 0, src_reg: 0, off: 0, imm: 0),  // r0 = 0
+      bpf_insn(code: 0x95, dst_reg: 0, src_reg: 0, off: 0, imm: 0),  // exit
+    ]
+    let program = bpf_prog_load(BPF_PROG_TYPE_SCHED_CLS, "forward", "GPL", instructions, instructions.count, nil)
+    defer { close(program) }
+    var context = __sk_buff()
+    (context.ifindex, context.ingress_ifindex) = (1, 1)
+    let bytes = frame([0x45] + [UInt8](repeating: 0, count: 63))
+    var options = bpf_test_run_opts()
+    options.sz = MemoryLayout<bpf_test_run_opts>.size
+    return bytes.withUnsafeBytes { frame in
+      withUnsafeBytes(of: &context) { context in
+        options.data_in = frame.baseAddress
+        options.data_size_in = UInt32(frame.count)
+        options.ctx_in = context.baseAddress
+        options.ctx_size_in = UInt32(context.count)
+        return bpf_prog_test_run_opts(program, &options) == 0
+      }
+    }
+  }()
+  struct ForwardsNothing: Error {}
+  static let forwardsNothing: Comment = "this kernel runs no program as for a packet that arrived by another device"
+
   enum Program: String {
     case fromPod = "from_pod"
     case toPod = "to_pod"
@@ -95,16 +126,34 @@ final class PacketRunner {
   func run(
     _ program: Program, at device: String, arrivedBy: String? = nil, isForOthers: Bool = false, _ frame: [UInt8]
   ) throws -> Result {
+    var input = frame
+    // To the device's own address; to others, frames are not this node's business.
+    if !isForOthers, let mac = macs[device] { input.replaceSubrange(0..<6, with: mac.bytes) }
+    let (action, output) = try run(program, device, arrivedBy: arrivedBy, input, times: 1)
+    let events = try reader.take()
+    let verdict: Verdict =
+      switch action {
+      case 7: .redirected
+      case 2: .dropped(events.last { $0.kind == 0 }?.reason ?? 0)
+      default: .passed
+      }
+    return Result(verdict: verdict, frame: output, events: events)
+  }
+
+  /// - Returns: what the program answered, a TC_ACT_ number, and the frame as it left it. Events are not taken.
+  @discardableResult
+  func run(
+    _ program: Program, _ device: String, arrivedBy: String? = nil, _ frame: [UInt8], times: Int
+  ) throws -> (action: CInt, frame: [UInt8]) {
+    if arrivedBy != nil, !Self.canForward { throw ForwardsNothing() }
     let object = program == .fromPod || program == .toPod ? engine.endpoint : engine.uplink
     var context = __sk_buff()
     context.ifindex = devices[device] ?? 0
     context.ingress_ifindex = arrivedBy.flatMap { devices[$0] } ?? 0
     var (input, output) = (frame, [UInt8](repeating: 0, count: frame.count + 256))
-    // To the device's own address; to others, frames are not this node's business.
-    if !isForOthers, let mac = macs[device] { input.replaceSubrange(0..<6, with: mac.bytes) }
     var options = bpf_test_run_opts()
     options.sz = MemoryLayout<bpf_test_run_opts>.size
-    options.repeat = 1
+    options.`repeat` = CInt(times)
     let descriptor = try object.descriptor(ofProgram: program.rawValue)
     let result = input.withUnsafeMutableBytes { input in
       output.withUnsafeMutableBytes { output in
@@ -120,20 +169,40 @@ final class PacketRunner {
       }
     }
     try check("run", program.rawValue) { result }
-    let events = try reader.take()
-    let verdict: Verdict =
-      switch CInt(bitPattern: options.retval) {
-      case 7: .redirected
-      case 2: .dropped(events.last { $0.kind == 0 }?.reason ?? 0)
-      default: .passed
+    return (CInt(bitPattern: options.retval), Array(output.prefix(Int(options.data_size_out))))
+  }
+
+  /// Events that are there, and how many found no room since the programs were loaded.
+  func events() throws -> (told: [EventLayout], lost: UInt64) { (try reader.take(), try reader.lostEvents) }
+
+  // MARK: Flows
+
+  /// The only flow there is; nil where there is none, or more.
+  func onlyFlow() throws -> (flow: FlowLayout, isAttempt: Bool)? {
+    let (flows, attempts) = (
+      try engine.maps.tracking.flows.elements().values, try engine.maps.tracking.attempts.elements().values
+    )
+    guard flows.count + attempts.count == 1, let flow = flows.first ?? attempts.first else { return nil }
+    return (flow, flows.isEmpty)
+  }
+
+  /// As if no packet had come for so long. The kernel's clock may be younger than that: times wrap around.
+  func age(seconds: UInt64) throws {
+    for map in [true, false] {
+      for (key, flow) in try map ? engine.maps.tracking.flows.elements() : engine.maps.tracking.attempts.elements() {
+        var old = flow
+        old.seen &-= seconds * 1_000_000_000
+        if map { try engine.maps.tracking.flows.set(key, old) } else { try engine.maps.tracking.attempts.set(key, old) }
       }
-    return Result(verdict: verdict, frame: Array(output.prefix(Int(options.data_size_out))), events: events)
+    }
   }
 
   /// As if time had passed: no flow and no translation is left.
   func forgetFlows() throws {
-    for key in try engine.maps.flows.elements().keys { try engine.maps.flows.remove(key) }
-    for key in try engine.maps.attempts.elements().keys { try engine.maps.attempts.remove(key) }
-    for key in try engine.maps.translations.elements().keys { try engine.maps.translations.remove(key) }
+    for key in try engine.maps.tracking.flows.elements().keys { try engine.maps.tracking.flows.remove(key) }
+    for key in try engine.maps.tracking.attempts.elements().keys { try engine.maps.tracking.attempts.remove(key) }
+    for key in try engine.maps.tracking.translations.elements().keys {
+      try engine.maps.tracking.translations.remove(key)
+    }
   }
 }

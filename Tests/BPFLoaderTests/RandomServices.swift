@@ -75,7 +75,8 @@ struct RandomServices {
       backends = Array(Set(backends)).sorted { "\($0)" < "\($1)" }
       let id = BackendSetID(service: service, scope: scope, family: family)
       let new = BackendSet(
-        backends: backends, emptyAction: Bool.random(using: &random) ? .reject : .drop, affinityTimeout: affinity)
+        backends: backends, emptyAction: Bool.random(using: &random) ? .reject : .drop, affinityTimeout: affinity,
+        isHashed: number % 5 == 0)
       delta.sets[id] = Change(
         old: delta.sets[id]?.old, new: new.withSlots(following: tables.services.sets[id]?.backends ?? []))
     }

@@ -11,33 +11,47 @@ import Testing
     20_261_121, getenv("SLUICE_SEED").flatMap { UInt64(String(cString: $0)) } ?? .random(in: 1 ... .max),
   ]
 
-  /// What `walk` permits, as the program at the socket sees it: what is left to packets arrives where it was sent.
-  private static func permitted(_ outcome: ServiceOutcome, _ packet: Packet) -> Arrival? {
+  private enum Call: String { case connect, send }
+
+  /// What `walk` permits, as the program at the socket sees it: what is left to packets arrives where it was sent. That
+  /// nobody is there only connect(2) can say at once.
+  private static func permitted(
+    _ outcome: ServiceOutcome, _ packet: Packet, _ call: Call, _ features: KernelFeatures
+  ) -> Arrival? {
     switch outcome {
     case .translated(let backend, _): .at(backend)
-    case .rejected(.noEndpoint): .refused(ECONNREFUSED)
+    case .rejected(.noEndpoint) where call == .connect && features.socketErrors: .refused(ECONNREFUSED)
     case .rejected, .dropped, .untouched:
       Port(packet.destinationPort).map { .at(SocketAddress(packet.destination, $0)) }
     }
   }
 
-  @Test("5,000 connections of pods and of the node arrive where walk says, while Services change", arguments: seeds)
+  @Test(
+    "6,000 connect and sendto calls of pods and of the node arrive where walk says, while Services change",
+    arguments: seeds)
   func connections(seed: UInt64) throws {
     let (pod, host) = (try Everywhere(), try Everywhere())
     var services = RandomServices(seed: seed, podCookie: pod.cookie)
     var balancer = try SocketBalancer(
       pins: try Surroundings.pins("walk-\(seed)"), cgroup: try Surroundings.cgroup, hostCookie: host.cookie)
     _ = try balancer.resync(services.tables)
+    let features = balancer.features
     var affinity = AffinityState()
-    var seen: [String: Int] = [:]
-    for _ in 0..<100 {
-      for _ in 0..<50 {
+    var (seen, calls): ([String: Int], [String: Int]) = ([:], [:])
+    let start = ContinuousClock.now
+    let rounds = RandomAmount.of(100)
+    for _ in 0..<rounds {
+      for number in 0..<60 {
         let packet = services.packet()
         let destination = SocketAddress(packet.destination, try #require(Port(packet.destinationPort)))
         let outcomes = services.tables.walk(packet, affinity: affinity)
-        let arrival = try (packet.origin == .pod ? pod : host).connect(to: destination, packet.proto)
-        let permitted = Set(outcomes.compactMap { Self.permitted($0, packet) })
-        #expect(permitted.contains(arrival), "seed \(seed): \(packet): \(arrival), not \(permitted)")
+        let place = packet.origin == .pod ? pod : host
+        let call = packet.proto == .udp && number % 2 == 0 ? Call.send : .connect
+        let arrival =
+          call == .send ? try place.send(to: destination) : try place.connect(to: destination, packet.proto)
+        calls["\(call.rawValue) \(packet.proto) \(destination.address.family)", default: 0] += 1
+        let permitted = Set(outcomes.compactMap { Self.permitted($0, packet, call, features) })
+        #expect(permitted.contains(arrival), "seed \(seed): \(call) \(packet): \(arrival), not \(permitted)")
         seen[outcomes.first.map(Self.kind) ?? "", default: 0] += 1
         if case .at(let backend) = arrival, let service = services.service(of: packet) {
           let key = AffinityState.Key(client: packet.source, service: service)
@@ -52,9 +66,14 @@ import Testing
     let drift = try balancer.verify(services.tables)
     #expect(drift == [])
     try balancer.cleanUp()
-    print("connections: seed \(seed): \(seen)")
+    print(
+      "sockets in BPF: seed \(seed), \(rounds * 60) calls in \(PacketPolicyTests.seconds(since: start)): \(calls) \(seen)"
+    )
     guard seed == Self.seeds[0] else { return }
-    for kind in ["translated", "untouched", "rejected", "dropped"] { #expect(seen[kind] ?? 0 > 50, "\(seen)") }
+    for kind in ["translated", "untouched", "rejected", "dropped"] {
+      #expect(seen[kind] ?? 0 > RandomAmount.of(50), "\(seen)")
+    }
+    #expect(calls.count == 6 && calls.values.allSatisfy { $0 > RandomAmount.of(300) }, "\(calls)")
   }
 
   private static func kind(_ outcome: ServiceOutcome) -> String {

@@ -72,7 +72,7 @@ enum Surroundings {
     return Places(cgroup: cgroup, fileSystem: fileSystem)
   }
 
-  private static func read(_ path: String) -> String? {
+  static func read(_ path: String) -> String? {
     guard let file = fopen(path, "r") else { return nil }
     defer { fclose(file) }
     var bytes = [UInt8](repeating: 0, count: 1 << 16)

@@ -92,6 +92,7 @@ final class FolderWatch: Sendable {
         seen.problems[file] = problems.isEmpty ? nil : problems.map(\.description)
       case .ignoredKinds(let kinds): seen.ignoredKinds = kinds
       case .synced: seen.isSynced = true
+      case .reach: break
       }
     }
   }

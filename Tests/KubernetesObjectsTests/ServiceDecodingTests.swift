@@ -15,6 +15,24 @@ import Testing
     #expect(service.loadBalancerIPs.isEmpty && service.healthCheckNodePort == nil)
   }
 
+  @Test("how endpoints are chosen stands in an annotation")
+  func loadBalancing() throws {
+    func chosen(_ annotations: ManifestNode) throws -> LoadBalancing? {
+      let object = try decoded(Manifests.service.with(["metadata": ["annotations": annotations]])).object
+      guard case .service(let service) = object else { return nil }
+      return service.loadBalancing
+    }
+    for absent in [nil, [:], ["example.com/load-balancing": "maglev"]] as [ManifestNode] {
+      #expect(try chosen(absent) == .random)
+    }
+    #expect(try chosen(["sluice.dev/load-balancing": "maglev"]) == .maglev)
+    #expect(try chosen(["sluice.dev/load-balancing": "random"]) == .random)
+    #expect(
+      try problem(Manifests.service.with(["metadata": ["annotations": ["sluice.dev/load-balancing": "Maglev"]]]))
+        == "Service shop/api: metadata.annotations[sluice.dev/load-balancing]: must be one of random, maglev, is \"Maglev\""
+    )
+  }
+
   @Test("every field is read")
   func allFields() throws {
     let manifest = Manifests.service.with([

@@ -193,9 +193,10 @@ enum NodeSnapshot {
     guard lstat(path, &info) == 0 else { return [] }
     let owner = "mode \(String(info.st_mode, radix: 8)) owner \(info.st_uid):\(info.st_gid)"
     guard info.st_mode & S_IFMT == S_IFDIR else {
-      // The plugin's program is large and replaced as a whole or not at all.
+      // The plugin's program is large and replaced as a whole or not at all. What a map has changes with each packet.
+      let isMap = path.hasPrefix("/sys/fs/bpf/")
       let content =
-        info.st_size > 1 << 20
+        info.st_size > 1 << 20 || isMap
         ? "\(info.st_size) bytes, inode \(info.st_ino)" : Files.text(path).map { "\"\($0)\"" } ?? "unreadable"
       return ["\(path) \(owner) \(content)"]
     }

@@ -152,7 +152,8 @@ struct CrashWorld {
         var spec = ProbeSpec(mode, to: target, count: mode == .tcp ? 5 : 3)
         let mayRefuse = states.contains([])
         // Of UDP's ICMP errors the kernel limits the rate, so that a refusal may come to no one's notice.
-        spec.timeoutMilliseconds = mayRefuse && mode == .udp ? 60 : 2000
+        // Longer than it takes to send a SYN for the third time: the machine is busy, and who is slow is told.
+        spec.timeoutMilliseconds = mayRefuse && mode == .udp ? 60 : 4500
         questions.append(
           Question(
             place: place, spec: spec, answers: states.reduce([]) { $0.union($1) }, mayRefuse: mayRefuse))
@@ -186,6 +187,10 @@ struct CrashWorld {
           default: false
           }
         if result.outcome == .refused { refusals += 1 }
+        if result.outcome == .answered, result.latency > 900_000_000 {
+          let (took, spec) = (result.latency / 1_000_000, question.spec)
+          print("slow, \(took) ms: \(what): \(spec.mode) from \(question.place) to \(spec.target)")
+        }
         guard !isAllowed else { continue }
         Issue.record(
           """

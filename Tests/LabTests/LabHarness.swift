@@ -3,6 +3,8 @@ import Glibc
 import Lab
 import Testing
 
+@testable import Lab
+
 enum LabHarness {
   /// `SLUICE_BIN_DIR`, or `bin/` of the package.
   static let binDirectory: String = {
@@ -38,9 +40,23 @@ enum LabHarness {
     configuration.startsAgents = agents
     // The same tests by another engine.
     if let engine = getenv("SLUICE_ENGINE"), agents { configuration.engine = String(cString: engine) }
+    // The same tests with what an API server tells.
+    configuration.usesAPIServer = agents && getenv("SLUICE_SOURCE").map { String(cString: $0) } == "apiserver"
     // The same tests with connections translated at the socket.
     configuration.socketLB = agents ? getenv("SLUICE_SOCKET_LB").map { String(cString: $0) } : nil
     return configuration
+  }
+
+  /// Makes a folder of the built programs, some of them as shell scripts.
+  static func wrapPrograms(in directory: String, _ scripts: [String: String]) throws {
+    try Files.makeDirectories(directory)
+    for program in ["dpctl", "sluice", "sluice-agent", "apiserver-double"] {
+      if let script = scripts[program] {
+        try Files.replace("\(directory)/\(program)", "#!/bin/sh\n\(script)\n", mode: 0o755)
+      } else {
+        #expect(symlink("\(binDirectory)/\(program)", "\(directory)/\(program)") == 0)
+      }
+    }
   }
 
   /// Brings a lab up, runs `body`, checks the invariants and takes the lab down, whatever happens.

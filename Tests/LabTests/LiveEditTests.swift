@@ -8,9 +8,16 @@ import Testing
 @Suite(
   "Editing a manifest in the folder", .serialized, .enabled(if: LabHarness.canRun("sluice", "sluice-agent")))
 struct LiveEditTests {
+  /// An API server tells of a file's objects one by one.
+  private static func configuration(_ purpose: String) -> LabConfiguration {
+    var configuration = LabHarness.configuration(purpose, nodes: 1)
+    configuration.usesAPIServer = false
+    return configuration
+  }
+
   @Test("changes the kernel, in order, and each log line names its Service and the time it took")
   func editsAreProgrammedInOrder() throws {
-    try LabHarness.withLab(LabHarness.configuration("edits", nodes: 1)) { lab in
+    try LabHarness.withLab(Self.configuration("edits")) { lab in
       let client = try lab.addPod(PodSpec("shop", "client", node: "node1"))
       let pods = try (1...3).map { try lab.addPod(StaticService.backend("backend-\($0)")) }
       let services = (1...5).map { StaticService.echo("edited-\($0)", index: $0) }
@@ -60,7 +67,7 @@ struct LiveEditTests {
 
   @Test("as fast as files can be written leaves the last version in the kernel")
   func lastEditWins() throws {
-    try LabHarness.withLab(LabHarness.configuration("burst", nodes: 1)) { lab in
+    try LabHarness.withLab(Self.configuration("burst")) { lab in
       let client = try lab.addPod(PodSpec("shop", "client", node: "node1"))
       let pods = try (1...3).map { try lab.addPod(StaticService.backend("backend-\($0)")) }
       let services = (1...3).map { StaticService.echo("burst-\($0)", index: $0) }
@@ -88,7 +95,7 @@ struct LiveEditTests {
 
   @Test("to add one more Service costs at most 10 netlink messages and no dump")
   func oneMoreServiceIsCheap() throws {
-    try LabHarness.withLab(LabHarness.configuration("cheap", nodes: 1)) { lab in
+    try LabHarness.withLab(Self.configuration("cheap")) { lab in
       let pods = try (1...2).map { try lab.addPod(StaticService.backend("backend-\($0)")) }
       let port = StaticService.ServicePort(name: "tcp", protocol: .tcp, port: 80, target: 8081)
       func add(_ service: StaticService) throws {

@@ -47,7 +47,7 @@ struct PolicyMatrixCase {
       ---
       apiVersion: networking.k8s.io/v1
       kind: NetworkPolicy
-      metadata: {name: \(parts[1]), namespace: \(parts[0])}
+      metadata: {name: "\(parts[1])", namespace: "\(parts[0])"}
       spec: \(spec)
 
       """

@@ -47,7 +47,7 @@ extension PolicyBehaviour.MustNotPass {
       // In emulation, beside others: some 400 a second on each path.
       #expect(count.sentDenied > Int(count.seconds * 400), "\(count)")
       // A place may become free, for one that is allowed, when a flow ends.
-      #expect(count.lostAllowed * 100 > count.sentAllowed * 99, "the table was not full all the time: \(count)")
+      #expect(count.lostAllowed * 100 > count.sentAllowed * 95, "the table was not full all the time: \(count)")
       let refused = try Self.refused(on: node, lab) - before
       print("must not pass: \(node) had no place for \(refused) flows")
       #expect(refused > count.sentDenied)

@@ -1,4 +1,5 @@
 // What the must-not-pass prober has counted.
+import Glibc
 import Testing
 
 @testable import Lab
@@ -68,6 +69,9 @@ struct ProbeCount: Sendable, CustomStringConvertible {
       """
   }
 
+  /// Of the 1,000 a second that are meant, what a machine must manage that two suites share (scripts/lab-test).
+  private static var leastRate: Double { getenv("SLUICE_SHARED_MACHINE") == nil ? 900 : 500 }
+
   /// Nothing denied passed, though it was sent all the time; and what is allowed passed, where that is promised.
   ///
   /// - Parameter isAtFullRate: false where a source cannot send all the time.
@@ -79,7 +83,7 @@ struct ProbeCount: Sendable, CustomStringConvertible {
     let leaks = denied.filter { $0.passed > 0 }.map { "\($0.lane): \($0.passed) of \($0.sent)" }
     #expect(leaks == [], "\(what): \(self)", sourceLocation: sourceLocation)
     // A busy machine may be late; what is late follows at once.
-    if isAtFullRate { #expect(rate > 900, "\(what): \(self)", sourceLocation: sourceLocation) }
+    if isAtFullRate { #expect(rate > Self.leastRate, "\(what): \(self)", sourceLocation: sourceLocation) }
     #expect(sentDenied > 900, "\(what): \(self)", sourceLocation: sourceLocation)
     if losesNothing {
       let lost = allowed.filter { $0.passed < $0.sent }.map { "\($0.lane): \($0.sent - $0.passed) of \($0.sent)" }

@@ -45,7 +45,7 @@ final class PolicyStage {
   let lab: Lab
   private var hasServers: Set<String> = []
 
-  private init(_ lab: Lab) { self.lab = lab }
+  init(_ lab: Lab) { self.lab = lab }
 
   /// Runs a test in a lab of two nodes whose client reaches pods directly. No agent may log an error.
   static func run(

@@ -25,6 +25,17 @@ struct ScaleTests {
     #expect(few.oneMore.messages == many.oneMore.messages)
   }
 
+  @Test("by eBPF too, one more Service costs as many map updates among ten thousand as among a hundred")
+  func constantUpdates() throws {
+    let few = try measure(services: 100, engine: "ebpf")
+    let many = try measure(services: 10_000, engine: "ebpf")
+    print("eBPF: 100 Services: \(few)\n10,000 Services: \(many)")
+    #expect(many.services == 10_000 && many.backends == 100_010)
+    // Two frontends, two sets and ten backends in each of two families, and what they are found by.
+    #expect((1...100).contains(few.oneMore.messages), "\(few.oneMore)")
+    #expect(few.oneMore == many.oneMore)
+  }
+
   private struct Cost: Equatable {
     var messages: Int
     var dumps: Int
@@ -45,9 +56,10 @@ struct ScaleTests {
     }
   }
 
-  private func measure(services: Int) throws -> World {
+  private func measure(services: Int, engine: String = "nftables") throws -> World {
     var configuration = LabHarness.configuration("scale", nodes: 1, agents: false)
     configuration.startsAgents = false
+    configuration.engine = engine
     return try LabHarness.withLab(configuration) { lab in
       for start in stride(from: 1, through: services, by: 100) {
         let yaml = (start..<min(start + 100, services + 1)).map { Self.service($0, dualStack: $0 == 1) }

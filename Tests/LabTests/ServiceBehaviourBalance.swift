@@ -1,4 +1,5 @@
-// Which backend a new connection gets: an even share, or the one its client had before.
+// Which backend a new connection gets: an even share, the one its client had before, or the one a hash of the client says.
+import DataplaneModel
 import Glibc
 import Lab
 import NetworkTypes
@@ -54,6 +55,60 @@ extension ServiceBehaviour {
       print("distribution: \(what)")
       #expect(report.answered == one.count, what)
       #expect(probability >= ChiSquare.significance, what)
+    }
+
+    @Test("by a hash of its client where the Service asks for it: to the backend that any other node would choose")
+    func maglev() throws {
+      try ServiceScene.run("maglev") { scene in
+        var service = ServiceSpec(type: "NodePort")
+        service.annotations = ["sluice.dev/load-balancing: maglev"]
+        try scene.apply(service)
+        var pods: [LabPod] = []
+        for index in 0..<5 { pods.append(try scene.backend("web-\(index)", on: index < 3 ? "node1" : "node2")) }
+        try scene.sync()
+        try expectHashed(scene, among: pods, firstPort: 20_000)
+        let moved = pods.removeLast()
+        try scene.lab.setReady(moved.name, false)
+        try scene.sync()
+        try expectHashed(scene, among: pods, firstPort: 20_100)
+
+        service.annotations = []
+        try scene.apply(service)
+        try scene.sync()
+        // 40 connections by chance all where the hash would have sent them: once in 10^24 times.
+        let counts = try Traffic.all.map { try misses(scene, $0, among: pods, ports: 20_200..<20_240).count }
+        #expect(counts.allSatisfy { $0 > 0 }, "at random again")
+      }
+    }
+
+    private func expectHashed(_ scene: ServiceScene, among pods: [LabPod], firstPort: Int) throws {
+      for traffic in Traffic.all {
+        let found = try misses(scene, traffic, among: pods, ports: firstPort..<firstPort + 40)
+        #expect(found == [], "\(traffic), \(pods.count) backends")
+      }
+    }
+
+    /// Connections from outside that did not reach the backend which their address and port lead to.
+    private func misses(
+      _ scene: ServiceScene, _ traffic: Traffic, among pods: [LabPod], ports: Range<Int>
+    ) throws -> [String] {
+      let target = SocketAddress(try scene.lab.nodeAddress("node1", traffic.family), try #require(Port(30080)))
+      let podPort = try #require(ServiceScene.targetPorts[traffic.transport].flatMap { Port($0) })
+      var names: [SocketAddress: String] = [:]
+      for pod in pods { names[SocketAddress(try #require(pod.address(traffic.family)), podPort)] = pod.name.name }
+      let backends = names.keys.sorted()
+      let table = try #require(MaglevTable(backends))
+      var misses: [String] = []
+      for port in ports {
+        var spec = ProbeSpec(traffic.mode, to: target, count: 1)
+        (spec.sourcePort, spec.timeoutMilliseconds) = (Port(port), 10_000)
+        let report = try scene.lab.probe(from: .client, spec)
+        let client = try #require(LabAddresses.client.first { $0.family == traffic.family })
+        let slot = MaglevTable.slot(client: client, port: UInt16(port))
+        let wanted = names[backends[Int(table.owners[slot])]]
+        if report.backends.keys.first != wanted { misses.append("\(port): \(report.summary), not \(wanted ?? "")") }
+      }
+      return misses
     }
 
     /// What each of a set of clients got, and when.

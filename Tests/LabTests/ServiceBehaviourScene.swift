@@ -20,6 +20,8 @@ struct ServiceSpec {
   var port = 80
   var nodePort: Int?
   var hasVirtualIPs = false
+  /// Lines of `metadata.annotations`.
+  var annotations: [String] = []
   /// Lines of `spec` as they stand in YAML, such as `internalTrafficPolicy: Local`.
   var lines: [String] = []
 
@@ -47,7 +49,8 @@ struct ServiceSpec {
     let status = hasVirtualIPs ? ["status: {loadBalancer: {ingress: [\(ingress)]}}"] : []
     let text =
       [
-        "apiVersion: v1", "kind: Service", "metadata: {name: \(name), namespace: \(Self.namespace)}", "spec:",
+        "apiVersion: v1", "kind: Service", "metadata:", "  name: \(name)", "  namespace: \(Self.namespace)",
+        "  annotations: {\(annotations.joined(separator: ", "))}", "spec:",
         "  type: \(type)", "  ipFamilyPolicy: RequireDualStack", "  ipFamilies: [IPv4, IPv6]",
         "  clusterIPs: [\(addresses)]", "  selector: {app: \(name)}",
       ] + lines.map { "  \($0)" } + ["  ports:"] + ports + status
@@ -153,12 +156,21 @@ final class ServiceScene {
       kind: Service
       metadata: {name: barrier, namespace: barrier}
       spec: {clusterIPs: [10.96.255.254], ports: [{port: \(number)}]}
+      ---
+      apiVersion: discovery.k8s.io/v1
+      kind: EndpointSlice
+      metadata: {name: barrier, namespace: barrier, labels: {kubernetes.io/service-name: barrier}}
+      addressType: IPv4
+      ports: [{name: "", port: \(number)}]
+      endpoints: [{addresses: [10.244.255.254]}]
       """)
     for node in lab.configuration.nodes {
       let agent = try lab.agentClient(node.name)
       try LabHarness.eventually("the agent of \(node.name) has seen barrier \(number)") {
         let answer = try agent.request("GET", "/v1/services?namespace=barrier&name=barrier")
-        return String(decoding: answer.body, as: UTF8.self).contains("\"portNumber\":\(number),")
+        let text = String(decoding: answer.body, as: UTF8.self)
+        // An API server tells of Services and slices apart.
+        return text.contains("\"portNumber\":\(number),") && text.contains("\"10.244.255.254:\(number)\"")
       }
     }
   }
@@ -282,4 +294,12 @@ final class ServiceScene {
   }
 
   func target(_ pod: LabPod) -> LabTarget { .pod(pod.name) }
+
+  /// Whether connections from there to Services are translated where they are made, and no packet of theirs is.
+  func isAtSocket(_ place: LabTarget) -> Bool {
+    switch (place, lab.configuration.socketMode) {
+    case (.pod, "all"), (.node, "all"), (.node, "host"): true
+    default: false
+    }
+  }
 }

@@ -125,9 +125,8 @@ import Testing
       }
       let first = try choice()
       let before = BackendSet(backends: all, emptyAction: .reject, affinityTimeout: 600)
-      var after = before
-      after.backends.removeAll { $0 == first }
-      after = after.withSlots(following: all)
+      let rest = BackendSet(backends: all.filter { $0 != first }, emptyAction: .reject, affinityTimeout: 600)
+      let after = rest.withSlots(following: all)
       let delta = tables.change {
         $0.set(1, family, backends: after.backends, was: before, affinity: 600)
       }

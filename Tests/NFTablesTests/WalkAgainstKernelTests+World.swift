@@ -33,6 +33,7 @@ struct World {
     var internalLocal = false
     var externalLocal = false
     var affinity: UInt32?
+    var isHashed = false
     var nodePort: Int?
     var loadBalancers: [Int] = []
     var externalIPs: [Int] = []
@@ -47,6 +48,8 @@ struct World {
   var endpoints: Set<Int> = [0, 1, 2]
   var secondServiceRange = false
   var masqueradesLeaving = true
+  /// How many Services have 4,093 slots, by which steps of a plan cannot be gone through one by one.
+  var hashedPercent = 0
 
   static func clusterIP(_ family: IPFamily, _ number: Int) -> IPAddress {
     ip(family == .v4 ? "10.96.0.\(number)" : "fd00:10:96::\(number)")
@@ -66,7 +69,8 @@ struct World {
     [PacketRig.uplink(family), PacketRig.nodeInternal(family, 0), PacketRig.nodeInternal(family, 1)]
   }
 
-  init(services count: Int, using random: inout SeededGenerator) {
+  init(services count: Int, hashedPercent: Int = 0, using random: inout SeededGenerator) {
+    self.hashedPercent = hashedPercent
     for _ in 0..<count { addService(using: &random) }
     changeNode(using: &random)
   }
@@ -102,6 +106,7 @@ struct World {
     service.internalLocal = random.chance(25)
     service.externalLocal = random.chance(40)
     service.affinity = random.chance(35) ? random.pick([1, 2, 30, 10800]) : nil
+    service.isHashed = hashedPercent > 0 && random.chance(hashedPercent)
   }
 
   private func changeFrontends(_ service: inout ServiceSpec, using random: inout SeededGenerator) {
@@ -212,7 +217,7 @@ struct World {
     let backends = scope == .cluster ? all : all.filter { PacketRig.isPod($0.address) || $0.address == node }
     return BackendSet(
       backends: backends, emptyAction: scope == .local && !all.isEmpty ? .drop : .reject,
-      affinityTimeout: service.affinity)
+      affinityTimeout: service.affinity, isHashed: service.isHashed)
   }
 
   private func frontends(_ service: ServiceSpec, _ family: IPFamily) -> [(FrontendKey, Frontend)] {

@@ -33,7 +33,7 @@ import Testing
     seed: UInt64, number: Int, _ rig: PacketRig, _ findings: inout Findings
   ) throws -> [String: Int] {
     var random = SeededGenerator(seed: seed &+ UInt64(number) &* 7919)
-    var world = World(services: Int.random(in: 10...24, using: &random), using: &random)
+    var world = World(services: Int.random(in: 10...24, using: &random), hashedPercent: 20, using: &random)
     var tables = Tables()
     tables.apply(world.delta(from: tables))
     var engine = try NFTablesEngine()

@@ -106,6 +106,56 @@ struct ConntrackSocketTests {
     #expect(!socket.isFilteredByKernel)
   }
 
+  @Test("a flow is added as it would be had it been seen: translated, answered; what was seen under its tuples goes")
+  func additions() throws {
+    // conntrack's translation is part of nf_nat, which is there once a chain uses it.
+    for family in ["ip", "ip6"] {
+      try namespace.namespace.nft("add table \(family) t; add chain \(family) t c { type nat hook output priority 0; }")
+    }
+    for (client, service, backend, node) in [
+      ("10.0.0.9", "10.96.0.99", "10.0.0.7", "10.0.0.1"), ("fd00::9", "fd00:96::99", "fd00::7", "fd00::1"),
+    ] {
+      for proto: UInt8 in [6, 17, 132] {
+        func tuple(_ source: String, _ sourcePort: UInt16, _ destination: String, _ port: UInt16) throws
+          -> ConntrackTuple
+        {
+          ConntrackTuple(
+            source: try #require(IPAddress(source)), destination: try #require(IPAddress(destination)),
+            protocolNumber: proto, sourcePort: sourcePort, destinationPort: port)
+        }
+        let original = try tuple(client, 4000, service, 53)
+        for reply in [
+          original.reversed, try tuple(backend, 5353, client, 4000), try tuple(backend, 5353, node, 61_007),
+          try tuple(service, 53, node, 61_008),
+        ] {
+          // The second time it stands in its own way.
+          for timeout: UInt32 in [100, 200] {
+            try socket.add(ConntrackAddition(original: original, reply: reply, isAnswered: true, timeout: timeout))
+            let found = try socket.entries().filter { $0.original == original }
+            #expect(found.map(\.reply) == [reply], "\(original), \(reply)")
+            let entry = try #require(found.first)
+            #expect((timeout - 50...timeout).contains(entry.timeout))
+            #expect(entry.status & ConntrackStatus.seenReply != 0 && entry.status & ConntrackStatus.assured != 0)
+            // IPS_SRC_NAT and IPS_DST_NAT.
+            #expect((entry.status & 16 != 0) == (reply.destination != original.source))
+            #expect((entry.status & 32 != 0) == (reply.source != original.destination))
+            #expect(entry.tcpState == (proto == 6 ? ConntrackTCPState.established : nil))
+          }
+          // What another flow seems to be, seen between two translations.
+          let between = ConntrackTuple(
+            source: original.source, destination: reply.source, protocolNumber: proto, sourcePort: original.sourcePort,
+            destinationPort: reply.sourcePort)
+          #expect(try socket.delete(try #require(try socket.entries().first { $0.original == original })))
+          try socket.add(
+            ConntrackAddition(original: between, reply: between.reversed, isAnswered: false, timeout: 30))
+          try socket.add(ConntrackAddition(original: original, reply: reply, isAnswered: true, timeout: 100))
+          #expect(try socket.entries().contains { $0.original == original && $0.reply == reply })
+          for entry in try socket.entries() where entry.timeout <= 100 { _ = try socket.delete(entry) }
+        }
+      }
+    }
+  }
+
   @Test("only what matches is deleted, and what is gone already is no error")
   func delete() throws {
     let filter = ConntrackFilter(

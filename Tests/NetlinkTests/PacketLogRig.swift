@@ -13,28 +13,11 @@ final class PacketLogRig: Sendable {
   init(rules: String) throws {
     anonymous = try AnonymousNetworkNamespace()
     try RouteSocket(in: anonymous.namespace).setLink(index: Self.loopback, LinkChanges(isUp: true))
-    try nft("table inet test {\n\(rules)\n}")
+    try anonymous.namespace.nft("table inet test {\n\(rules)\n}")
   }
 
   /// The index of every namespace's first link.
   static let loopback = 1
-
-  private func nft(_ commands: String) throws {
-    let path = ["/usr/sbin/nft", "/sbin/nft"].first { (path: String) in access(path, X_OK) == 0 } ?? "nft"
-    let status = try namespace.run {
-      // The child inherits the thread's namespace.
-      var processID = pid_t()
-      var arguments: [UnsafeMutablePointer<CChar>?] = [strdup(path), strdup(commands), nil]
-      var variables: [UnsafeMutablePointer<CChar>?] = [nil]
-      defer { for pointer in arguments { free(pointer) } }
-      let code = posix_spawn(&processID, path, nil, nil, &arguments, &variables)
-      guard code == 0 else { throw SystemError(operation: "start", object: path, errno: code) }
-      var status: CInt = 0
-      while waitpid(processID, &status, 0) < 0, errno == EINTR {}
-      return status
-    }
-    guard status == 0 else { throw SystemError(operation: "nft", object: commands, errno: EIO) }
-  }
 
   /// Sends one datagram for each text of `contents` and returns the source port.
   @discardableResult
@@ -112,5 +95,25 @@ extension PacketLogSocket {
       all.messages += events.messages
     }
     return all
+  }
+}
+
+extension NetworkNamespace {
+  /// Runs `nft` in it.
+  func nft(_ commands: String) throws {
+    let path = ["/usr/sbin/nft", "/sbin/nft"].first { (path: String) in access(path, X_OK) == 0 } ?? "nft"
+    let status = try run {
+      // The child inherits the thread's namespace.
+      var processID = pid_t()
+      var arguments: [UnsafeMutablePointer<CChar>?] = [strdup(path), strdup(commands), nil]
+      var variables: [UnsafeMutablePointer<CChar>?] = [nil]
+      defer { for pointer in arguments { free(pointer) } }
+      let code = posix_spawn(&processID, path, nil, nil, &arguments, &variables)
+      guard code == 0 else { throw SystemError(operation: "start", object: path, errno: code) }
+      var status: CInt = 0
+      while waitpid(processID, &status, 0) < 0, errno == EINTR {}
+      return status
+    }
+    guard status == 0 else { throw SystemError(operation: "nft", object: commands, errno: EIO) }
   }
 }

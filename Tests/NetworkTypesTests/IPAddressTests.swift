@@ -50,6 +50,33 @@ import Testing
     }
   }
 
+  @Test(
+    "a range is the same as its prefixes",
+    arguments: [
+      ("10.0.0.1", "10.0.0.6", ["10.0.0.1/32", "10.0.0.2/31", "10.0.0.4/31", "10.0.0.6/32"]),
+      ("0.0.0.0", "255.255.255.255", ["0.0.0.0/0"]), ("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", ["::/0"]),
+      ("fe80::fffe", "fe80::1:0", ["fe80::fffe/127", "fe80::1:0/128"]),
+      // Around the IPv4-mapped addresses, which are none of IPv6.
+      ("::fffe:0:0", "::1:0:0:1", ["::fffe:0:0/95", "::1:0:0:0/127"]),
+      ("::fffe:ffff:ffff", "::1:0:0:0", ["::fffe:ffff:ffff/128", "::1:0:0:0/128"]),
+    ])
+  func rangePrefixes(first: String, last: String, prefixes: [String]) throws {
+    let (first, last) = (try #require(IPAddress(first)), try #require(IPAddress(last)))
+    #expect(AddressRange(first: first, last: last)?.prefixes.map(\.description) == prefixes)
+  }
+
+  @Test("all of IPv6 but localhost is in its prefixes")
+  func prefixesBehindLocalhost() throws {
+    let last = try #require(IPAddress("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"))
+    let first = try #require(IPAddress("::2"))
+    let prefixes = try #require(AddressRange(first: first, last: last)).prefixes
+    for text in ["::2", "::fffe:ffff:ffff", "::1:0:0:0", "64:ff9b::1", "2001:db8::7", "fe80::1"] {
+      let address = try #require(IPAddress(text))
+      #expect(prefixes.count { $0.contains(address) } == 1, "\(text)")
+    }
+    #expect(prefixes.last?.last == last)
+  }
+
   @Test("ranges merge where they touch or overlap, and only within a family")
   func merging() {
     let ranges = ["10.0.0.0/25", "10.0.0.128/25", "10.0.0.64/26", "10.0.2.0/24", "::/64"].map {

@@ -38,6 +38,7 @@ func objects(inManifests text: String) async throws -> [ClusterObject] {
     case .ignoredKinds(let kinds):
       if !kinds.isEmpty { throw Unreadable(description: "\(kinds)\n\(text)") }
     case .synced: return objects
+    case .reach: break
     }
   }
   throw Unreadable(description: "the folder was never read")

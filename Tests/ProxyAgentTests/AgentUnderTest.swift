@@ -29,7 +29,7 @@ final class AgentUnderTest: Sendable {
       // Some tests damage them.
       "--own-tables", "false",
     ])
-    let configuration = try AgentConfiguration(options) { _ in [] }
+    let configuration = try AgentConfiguration(options) { _, _ in [] }
     namespace = try AnonymousNetworkNamespace()
     var logger = Logger(label: "test")
     logger.logLevel = .critical

@@ -79,7 +79,7 @@ import Testing
   @Test(
     "what is wrong with monitor's arguments is named",
     arguments: [
-      ("last", "-1"), ("last", "x"), ("follow", "yes"), ("type", "lost"), ("type", "trace"), ("reason", "boredom"),
+      ("last", "-1"), ("last", "x"), ("follow", "yes"), ("type", "lost"), ("type", "traces"), ("reason", "boredom"),
       ("from", "shop"), ("to", "a/b/c"), ("pod", ""), ("since", "1m"),
     ])
   func monitorErrors(name: String, value: String) {

@@ -79,7 +79,11 @@ private func until(_ what: String, _ holds: () throws -> Bool) async throws {
       ("/v1/policies?name=a&name=b", 400, "name: given twice"),
       ("/v1/explain?source=shop/x&destination=shop/db", 400, "port: missing"),
       ("/v1/explain?source=shop/x&destination=shop/db&port=1", 404, "source: no Pod of the name 'shop/x'"),
-      ("/v1/monitor?type=lb", 400, "type: 'lb' is neither drop nor audit"),
+      ("/v1/monitor?type=lbs", 400, "type: 'lbs' is none of drop, audit, verdict, lb, trace"),
+      (
+        "/v1/monitor?type=drop,lb,trace", 400,
+        "type: 'lb', 'trace' events: not by the nftables engine, which logs drops and audits only"
+      ),
     ] {
       let answer = try await server.get(target)
       #expect(answer.status == status, "\(target)")

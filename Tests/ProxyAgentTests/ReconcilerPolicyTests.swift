@@ -237,7 +237,8 @@ import Testing
         "identity": event.at("destination", "identity") ?? .null,
       ],
       "protocol": "tcp", "flags": "SYN", "icmpType": .null, "length": 40, "policies": ["shop/deny-db"],
-      "rule": .null, "isDefaultDeny": true, "interface": .null, "revision": event["revision"] ?? .null, "lost": 0,
+      "rule": .null, "isDefaultDeny": true, "interface": .null, "translated": .null, "isReply": false, "place": .null,
+      "revision": event["revision"] ?? .null, "lost": 0,
     ]
     #expect(event == expected)
     #expect(event.at("source", "identity")?.intValue != nil)

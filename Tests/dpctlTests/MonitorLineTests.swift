@@ -47,6 +47,29 @@ struct MonitorLineTests {
         + "would be denied by shop/x, shop/y (NetworkPolicy, audit)")
   }
 
+  @Test("what is told on request: who allows, what becomes of both ends, and who began the flow on the left")
+  func onRequest() throws {
+    let flow = "egress shop/cart-7d9:40122 -> shop/db-0:5432 tcp SYN"
+    func line(_ type: String, _ changes: [(String, JSONValue)] = [], wide: Bool = false) throws -> String {
+      var all: JSONObject = ["type": .string(type), "reason": ""]
+      for (key, value) in changes { all[key] = value }
+      return try self.line(all, wide: wide)
+    }
+    #expect(try line("verdict") == "12:04:01.221 VERDICT \(flow)  allowed by shop/deny-db (NetworkPolicy)")
+    #expect(try line("verdict", [("policies", [])]).hasSuffix("  allowed, not isolated"))
+    let translated: JSONValue = [
+      "source": end("10.1.2.3", 40122, pod: "shop/cart-7d9"), "destination": end("10.1.2.9", 8080, pod: "shop/db-1"),
+    ]
+    #expect(try line("lb", [("translated", translated)]) == "12:04:01.221 LB \(flow)  to shop/db-1:8080")
+    let both: JSONValue = ["source": end("192.0.2.1", 61000), "destination": end("10.1.2.9", 8080)]
+    #expect(try line("lb", [("translated", both)]).hasSuffix("  as 192.0.2.1:61000 to 10.1.2.9:8080"))
+    #expect(try line("lb", [("reason", "rejected")]).hasSuffix("  rejected"))
+    #expect(
+      try line("trace", [("isReply", true), ("flags", "ACK"), ("direction", .null)])
+        == "12:04:01.221 TRACE shop/db-0:5432 <- shop/cart-7d9:40122 tcp ACK  passes")
+    #expect(try line("trace", [("place", "endpoint.c:31")], wide: true).hasSuffix(", endpoint.c:31]"))
+  }
+
   @Test("a deny by a rule names the rule, one by nobody known nobody")
   func rules() throws {
     #expect(

@@ -2,6 +2,8 @@
 #ifndef SLUICE_BALANCE_H
 #define SLUICE_BALANCE_H
 
+#include "address.h"
+#include "hash.h"
 #include "maps.h"
 
 /* Choosing a backend for a new flow: what `walk` says of the tables (Sources/DataplaneModel/Walk.swift). */
@@ -22,35 +24,9 @@ enum decision {
 	LOST,
 };
 
-static __always_inline bool is_v4(const struct address *address)
-{
-	return address->words[0] == 0 && address->words[1] == 0 && address->words[2] == bpf_htonl(0xffff);
-}
-
-static __always_inline bool is_loopback(const struct address *address)
-{
-	if (is_v4(address))
-		return (address->words[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
-	return address->words[0] == 0 && address->words[1] == 0 && address->words[2] == 0 &&
-	       address->words[3] == bpf_htonl(1);
-}
-
-static __always_inline void copy(struct address *to, const struct address *from)
-{
-	__builtin_memcpy(to, from, sizeof(*to));
-}
-
 static __always_inline bool same_backend(const struct backend *left, const struct backend *right)
 {
-	return left->address.words[0] == right->address.words[0] && left->address.words[1] == right->address.words[1] &&
-	       left->address.words[2] == right->address.words[2] && left->address.words[3] == right->address.words[3] &&
-	       left->port == right->port;
-}
-
-static __always_inline bool is_unspecified(const struct address *address)
-{
-	return !address->words[0] && !address->words[1] && !address->words[3] &&
-	       (!address->words[2] || is_v4(address));
+	return same_address(&left->address, &right->address) && left->port == right->port;
 }
 
 /* An address of this node that some Service also claims: the order of claims decides. */
@@ -95,11 +71,11 @@ static __always_inline bool is_member(const struct set_key *set, const struct ba
 }
 
 /*
- * Chooses where a client's flow to `to` goes. `previous` may name what the socket talked to last: it stays there while
+ * Chooses where a client's flow to `to` goes. `port` is the client's; 0: a socket that has none yet. `previous` may name what the socket talked to last: it stays there while
  * the set has it. `set_key` says where it was chosen from, `frontend` by what; NULL where there is none.
  */
-static __always_inline enum decision balance(enum origin origin, const struct address *client, const struct backend *to,
-					     __u8 proto, const struct backend *previous, struct backend *chosen,
+static __always_inline enum decision balance(enum origin origin, const struct address *client, __be16 port,
+					     const struct backend *to, __u8 proto, const struct backend *previous, struct backend *chosen,
 					     struct set_key *set_key, struct frontend **used)
 {
 	struct frontend *frontend = find_frontend(to, proto, origin == ORIGIN_HOST);
@@ -148,7 +124,10 @@ static __always_inline enum decision balance(enum origin origin, const struct ad
 			}
 		}
 	}
-	slot_key.slot = bpf_get_prandom_u32() % set->count;
+	if (set->is_hashed && port)
+		slot_key.slot = (__u64)client_hash(client, port) * set->count >> 32;
+	else
+		slot_key.slot = bpf_get_prandom_u32() % set->count;
 	backend = bpf_map_lookup_elem(&slots, &slot_key);
 	if (!backend)
 		return LOST;

@@ -13,12 +13,33 @@ static __always_inline void begin_work(struct work *work, __u32 network)
 {
 	__builtin_memset(&work->packet, 0, sizeof(work->packet));
 	__builtin_memset(&work->next, 0, sizeof(work->next));
+	work->now = bpf_ktime_get_ns();
 	work->packet.network = network;
 	work->kind = PACKET_PLAIN;
 	work->event.attribution = 0;
 	work->event.clause = 0;
 	work->event.identity = 0;
 	work->event.direction = DIRECTION_NONE;
+	work->event.is_answer = 0;
+}
+
+/* What is dropped, or would be, is always told. */
+static __always_inline bool is_heard(enum event_kind kind)
+{
+	return kind == EVENT_DROP || kind == EVENT_AUDIT || current_state(STATE_EVENTS) & 1u << kind;
+}
+
+/* What policy decides of a flow's first packet it decides of its backend, not of the Service that the packet is still for. */
+static __always_inline bool is_about_judged(const struct work *work)
+{
+	const struct event *event = &work->event;
+
+	if (event->kind != EVENT_VERDICT && event->kind != EVENT_AUDIT &&
+	    (event->kind != EVENT_DROP || event->reason != REASON_POLICY_DENIED))
+		return false;
+	return event->direction != DIRECTION_NONE &&
+	       same_address(&work->judged.source, &work->packet.tuple.source) &&
+	       work->judged.source_port == work->packet.tuple.source_port;
 }
 
 static __noinline int tell(struct __sk_buff *skb, struct work *work, __u32 kind_and_reason, __u32 file_and_line)
@@ -28,16 +49,13 @@ static __noinline int tell(struct __sk_buff *skb, struct work *work, __u32 kind_
 
 	event->kind = kind_and_reason >> 8;
 	event->reason = kind_and_reason;
-	/* What is dropped, or would be, is always told. */
-	if (event->kind != EVENT_DROP && event->kind != EVENT_AUDIT && !(current_state(STATE_EVENTS) & 1u << (event->kind & 31)))
-		return 0;
-	event->time = bpf_ktime_get_ns();
+	event->time = work->now;
 	event->file = file_and_line >> 16;
 	event->line = file_and_line & 0xffff;
 	event->revision = current_state(STATE_REVISION);
 	event->device = skb->ifindex;
 	event->length = skb->len - work->packet.network;
-	event->tuple = work->packet.tuple;
+	event->tuple = is_about_judged(work) ? work->judged : work->packet.tuple;
 	event->other = work->next;
 	event->tcp_flags = work->packet.tcp_flags;
 	event->icmp_type = work->packet.icmp_type;
@@ -66,7 +84,11 @@ static __noinline int drop_packet(struct __sk_buff *skb, struct work *work, __u3
 }
 
 #define HERE(FILE) ((FILE) << 16 | __LINE__)
-#define TELL(SKB, WORK, KIND, FILE) tell(SKB, WORK, (KIND) << 8, HERE(FILE))
+#define TELL(SKB, WORK, KIND, FILE)                                                                                    \
+	do {                                                                                                           \
+		if (is_heard(KIND))                                                                                    \
+			tell(SKB, WORK, (KIND) << 8, HERE(FILE));                                                      \
+	} while (0)
 #define DROP(SKB, WORK, REASON, FILE) drop_packet(SKB, WORK, REASON, HERE(FILE))
 
 #endif

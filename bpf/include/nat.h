@@ -80,7 +80,7 @@ static __always_inline bool is_abandoned(struct work *work, const struct transla
 	if (!flow)
 		return true;
 	end = flow->state == FLOW_CLOSING ? CLOSED_PORT_SECONDS * SECONDS : lifetime(answers->to.proto, flow);
-	return bpf_ktime_get_ns() > flow->seen + end;
+	return work->now > flow->seen + end;
 }
 
 /*
@@ -161,19 +161,22 @@ static __always_inline bool masquerade_address(__u32 device, __u8 family, struct
 	return !is_unspecified(address);
 }
 
+/* Whether a packet of `work->flow` leaves with another source than it has. */
+static __always_inline bool has_other_source(const struct work *work)
+{
+	return work->flow.flags & (is_answer(work) ? FLOW_BALANCED : FLOW_MASQUERADED);
+}
+
 /*
- * The second half of translation, where a packet of `work->flow` leaves by `device`. A packet
- * whose translation is lost must not go out as it is.
+ * The second half of translation, where a packet that `has_other_source` leaves by `device`. A packet whose translation
+ * is lost must not go out as it is.
  */
 static __noinline int translate_source(struct __sk_buff *skb, struct work *work, __u32 device)
 {
-	__u32 flow_flags = work->flow.flags;
 	bool answers = is_answer(work);
 	struct translation *known;
 	int reason;
 
-	if (answers ? !(flow_flags & FLOW_BALANCED) : !(flow_flags & FLOW_MASQUERADED))
-		return REASON_NONE;
 	known = find_translation(work, &work->packet.tuple, STEP_SOURCE);
 	if (known)
 		work->next = known->to;

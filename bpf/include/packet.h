@@ -8,6 +8,7 @@
 #include <linux/pkt_cls.h>
 #include <bpf/bpf_endian.h>
 
+#include "address.h"
 #include "packet_maps.h"
 
 /* What a program knows of the packet that it looks at, and its working memory: more than the stack holds. */
@@ -39,6 +40,8 @@ struct layer {
 };
 
 struct work {
+	/* When the program began, in nanoseconds of the monotonic clock: to read it costs as much as a look-up. */
+	__u64 now;
 	struct layer packet;
 	/* Of an ICMP error: the packet it is about. */
 	struct layer about;
@@ -64,8 +67,9 @@ struct work {
 	/* A look-up's key. */
 	struct tuple lookup;
 	struct translation translation;
-	/* Whether the flow is one that nobody has answered. */
+	/* Whether the flow is one that nobody has answered, and whether one that somebody has, dead or alive, has its key. */
 	__u32 is_attempt;
+	__u32 has_flow;
 	struct flow flow;
 	struct event event;
 };
@@ -84,12 +88,6 @@ static __always_inline __u32 current_state(__u32 index)
 	__u32 *value = bpf_map_lookup_elem(&state, &index);
 
 	return value ? *value : 0;
-}
-
-static __always_inline bool same_address(const struct address *left, const struct address *right)
-{
-	return left->words[0] == right->words[0] && left->words[1] == right->words[1] &&
-	       left->words[2] == right->words[2] && left->words[3] == right->words[3];
 }
 
 static __always_inline void reverse(struct tuple *to, const struct tuple *from)
@@ -119,9 +117,28 @@ static __always_inline bool is_in_range(__u32 table, const struct address *addre
 
 static __always_inline struct endpoint *endpoint_with(const struct address *address)
 {
-	__u32 *device = bpf_map_lookup_elem(&pod_devices, address);
+	struct pod_device *device = bpf_map_lookup_elem(&pod_devices, address);
 
-	return device ? bpf_map_lookup_elem(&endpoints, device) : NULL;
+	return device ? bpf_map_lookup_elem(&endpoints, &device->device) : NULL;
 }
+
+#define LINEAR_BYTES 256
+
+/*
+ * Reads from the packet into TO, a structure. Directly where the bytes are in the packet's linear part, as headers mostly
+ * are: to call a helper costs more than what it does here. Not 0 where the packet ends before.
+ */
+#define READ(SKB, AT, TO)                                                                                              \
+	({                                                                                                             \
+		__u32 at_ = (AT);                                                                                      \
+		int failed_ = 0;                                                                                       \
+		void *from_ = (void *)(long)(SKB)->data + (at_ & (LINEAR_BYTES - 1));                                  \
+                                                                                                                       \
+		if (at_ < LINEAR_BYTES && from_ + sizeof(TO) <= (void *)(long)(SKB)->data_end)                         \
+			(TO) = *(typeof(TO) *)from_;                                                                   \
+		else                                                                                                   \
+			failed_ = bpf_skb_load_bytes(SKB, at_, &(TO), sizeof(TO));                                     \
+		failed_;                                                                                               \
+	})
 
 #endif

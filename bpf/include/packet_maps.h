@@ -7,8 +7,7 @@
 /* Who is who. */
 
 TABLE(endpoints, __u32, struct endpoint, 1 << 12);
-/* A local pod's address -> its device. */
-TABLE(pod_devices, struct address, __u32, 1 << 12);
+TABLE(pod_devices, struct address, struct pod_device, 1 << 12);
 /* ADDRESS_ flags. */
 TABLE(addresses, struct address, __u32, 1 << 17);
 PREFIXES(ranges, struct range_key, 1 << 14);

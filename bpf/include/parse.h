@@ -51,7 +51,7 @@ static __always_inline enum reason read_v4(struct __sk_buff *skb, struct layer *
 	struct iphdr header;
 	__u32 offset;
 
-	if (bpf_skb_load_bytes(skb, layer->network, &header, sizeof(header)))
+	if (READ(skb, layer->network, header))
 		return REASON_MALFORMED;
 	if (header.version != 4 || header.ihl < 5 || (header.tot_len && bpf_ntohs(header.tot_len) < header.ihl * 4))
 		return REASON_MALFORMED;
@@ -91,11 +91,14 @@ static __always_inline enum reason read_v6(struct __sk_buff *skb, struct layer *
 	__u8 next;
 	int i;
 
-	if (bpf_skb_load_bytes(skb, layer->network, &header, sizeof(header)) || header.version != 6)
+	if (READ(skb, layer->network, header) || header.version != 6)
 		return REASON_MALFORMED;
 	layer->family = FAMILY_V6;
 	__builtin_memcpy(&layer->tuple.source, &header.saddr, sizeof(struct address));
 	__builtin_memcpy(&layer->tuple.destination, &header.daddr, sizeof(struct address));
+	/* Such addresses are on no wire, and would be taken for IPv4's. */
+	if (is_v4(&layer->tuple.source) || is_v4(&layer->tuple.destination))
+		return REASON_MALFORMED;
 	layer->end = header.payload_len ? layer->network + sizeof(header) + bpf_ntohs(header.payload_len) : skb->len;
 	layer->hops = header.hop_limit;
 	next = header.nexthdr;
@@ -187,15 +190,27 @@ static __always_inline __be16 echo_identifier(const struct layer *layer, const s
  */
 static __always_inline enum reason read_transport(struct __sk_buff *skb, struct layer *layer, bool is_whole)
 {
-	__be16 ports[2];
+	struct {
+		__u8 length;
+		__u8 flags;
+	} tcp;
+	struct {
+		__be16 source;
+		__be16 destination;
+	} ports;
 	__u32 needed = 0;
 
 	switch (layer->tuple.proto) {
 	case IPPROTO_TCP:
 		/* What an error tells of a segment may end before its flags. */
-		if (is_whole && bpf_skb_load_bytes(skb, layer->transport + 13, &layer->tcp_flags, 1))
+		if (!is_whole)
+			break;
+		if (READ(skb, layer->transport + 12, tcp))
 			return REASON_MALFORMED;
-		needed = 20;
+		needed = (tcp.length >> 4) * 4;
+		layer->tcp_flags = tcp.flags;
+		if (needed < 20)
+			return REASON_MALFORMED;
 		break;
 	case IPPROTO_UDP:
 		needed = 8;
@@ -224,11 +239,10 @@ static __always_inline enum reason read_transport(struct __sk_buff *skb, struct 
 	default:
 		return REASON_NONE;
 	}
-	if ((is_whole && layer->transport + needed > layer->end) ||
-	    bpf_skb_load_bytes(skb, layer->transport, ports, sizeof(ports)))
+	if ((is_whole && layer->transport + needed > layer->end) || READ(skb, layer->transport, ports))
 		return REASON_MALFORMED;
-	layer->tuple.source_port = ports[0];
-	layer->tuple.destination_port = ports[1];
+	layer->tuple.source_port = ports.source;
+	layer->tuple.destination_port = ports.destination;
 	return REASON_NONE;
 }
 
@@ -271,20 +285,12 @@ static __always_inline void remember_fragment(const struct layer *layer)
 	bpf_map_update_elem(&fragments, &key, &first, BPF_ANY);
 }
 
-static __always_inline void begin_layer(struct layer *layer, __u32 network)
-{
-	__builtin_memset(layer, 0, sizeof(*layer));
-	layer->network = network;
-}
-
-/* Reads the IP packet that begins at `network` into working memory. */
-static __noinline int parse(struct __sk_buff *skb, struct work *work, __u32 network)
+/* Reads the IP packet that `begin_work` was told of into working memory. */
+static __always_inline int parse(struct __sk_buff *skb, struct work *work)
 {
 	struct layer *packet = &work->packet;
 	enum reason reason;
 
-	begin_layer(packet, network);
-	work->kind = PACKET_PLAIN;
 	reason = skb->protocol == bpf_htons(ETH_P_IP) ? read_v4(skb, packet) : read_v6(skb, packet, true);
 	if (reason)
 		return reason;
@@ -301,7 +307,8 @@ static __noinline int parse_about(struct __sk_buff *skb, struct work *work)
 
 	if (!is_icmp(&work->packet) || !is_error(&work->packet) || work->packet.fragment != FRAGMENT_NONE)
 		return REASON_UNSUPPORTED;
-	begin_layer(about, work->packet.transport + 8);
+	__builtin_memset(about, 0, sizeof(*about));
+	about->network = work->packet.transport + 8;
 	reason = work->packet.family == FAMILY_V4 ? read_v4(skb, about) : read_v6(skb, about, false);
 	if (reason)
 		return reason;

@@ -8,6 +8,32 @@
 /* Flows that were allowed once are never judged again. */
 const volatile bool keeps_established = false;
 
+/* Whether another engine has the packet path. */
+static __always_inline bool stands_aside(void)
+{
+	return current_state(STATE_MODE) & MODE_ASIDE;
+}
+
+/* Whether pods' packets wait for a change of engines: one that both engines had a hand in would have been changed twice. */
+static __always_inline bool is_held(void)
+{
+	__u32 until = current_state(STATE_MODE) & ~MODE_ASIDE;
+
+	/* 31 bits that come round again. */
+	return until && (__s32)(until - ((__u32)(bpf_ktime_get_ns() >> MODE_TIME_SHIFT) << 1)) > 0;
+}
+
+/* A packet of `work->flow` goes on its way. */
+static __always_inline void trace(struct __sk_buff *skb, struct work *work, __u32 file_and_line)
+{
+	if (!is_heard(EVENT_TRACE))
+		return;
+	work->event.is_answer = is_answer(work);
+	tell(skb, work, EVENT_TRACE << 8, file_and_line);
+}
+
+#define TRACE(SKB, WORK, FILE) trace(SKB, WORK, HERE(FILE))
+
 /* The steps that all programs take, in the order in which a packet takes them. */
 
 /*
@@ -40,12 +66,20 @@ static __always_inline bool find_error_flow(struct __sk_buff *skb, struct work *
 	return true;
 }
 
-/* A backend that serves no longer gets no more datagrams: conntrack of none can send them there. */
+/*
+ * A backend that serves no longer gets no more datagrams, nor does one by a frontend that the Service no longer has.
+ */
 static __always_inline bool has_moved(const struct work *work, const struct translation *translation)
 {
+	const struct tuple *tuple = &work->packet.tuple;
+	struct backend told = { .address = tuple->destination, .port = tuple->destination_port };
 	struct backend backend = { .address = translation->to.destination, .port = translation->to.destination_port };
+	struct frontend *frontend;
 
-	return !translation->is_masquerade && work->packet.tuple.proto == IPPROTO_UDP &&
+	if (translation->is_masquerade || tuple->proto != IPPROTO_UDP)
+		return false;
+	frontend = find_frontend(&told, IPPROTO_UDP, false);
+	return !frontend || frontend->service != translation->set.service ||
 	       !is_member(&translation->set, &backend, false);
 }
 
@@ -147,33 +181,45 @@ static __always_inline int judge_again(struct __sk_buff *skb, struct work *work,
 		flow->flags |= work->asked;
 		flow->revision = revision;
 	}
-	flow->seen = bpf_ktime_get_ns();
+	flow->seen = work->now;
 	save_flow(work);
 	return reason;
 }
 
-/* A router's part of a packet that goes straight into another pod. */
-static __always_inline int decrement_hops(struct __sk_buff *skb, const struct layer *packet)
+/*
+ * A router's part of a packet that goes straight into another pod: one hop less, and the frame is from this node. Written
+ * directly, for the same reason as READ; the kernel makes a packet writable before the program begins.
+ */
+static __always_inline int forward(struct __sk_buff *skb, const struct layer *packet, const struct pod_device *to)
 {
 	__u8 hops = packet->hops - 1;
+	struct iphdr *header;
+	struct ethhdr *frame;
+	__u32 sum;
 
-	if (packet->family == FAMILY_V4) {
-		__be16 before = bpf_htons(packet->hops << 8), after = bpf_htons(hops << 8);
-
-		return bpf_l3_csum_replace(skb, packet->network + offsetof(struct iphdr, check), before, after, 2) ||
-		       bpf_skb_store_bytes(skb, packet->network + offsetof(struct iphdr, ttl), &hops, 1, 0);
+	/* Nothing makes up for this one in a checksum that a device has taken of the whole packet. */
+	if (packet->family == FAMILY_V6 &&
+	    bpf_skb_store_bytes(skb, packet->network + offsetof(struct ipv6hdr, hop_limit), &hops, 1, BPF_F_RECOMPUTE_CSUM))
+		return -1;
+	frame = (void *)(long)skb->data;
+	header = (void *)(frame + 1);
+	if ((void *)(header + 1) > (void *)(long)skb->data_end) {
+		if (bpf_skb_pull_data(skb, ETH_HLEN + sizeof(*header)))
+			return -1;
+		frame = (void *)(long)skb->data;
+		header = (void *)(frame + 1);
+		if ((void *)(header + 1) > (void *)(long)skb->data_end)
+			return -1;
 	}
-	return bpf_skb_store_bytes(skb, packet->network + offsetof(struct ipv6hdr, hop_limit), &hops, 1,
-				   BPF_F_RECOMPUTE_CSUM);
-}
-
-static __always_inline int address_frame(struct __sk_buff *skb, const struct endpoint *to)
-{
-	__u8 macs[12];
-
-	__builtin_memcpy(macs, to->mac, 6);
-	__builtin_memcpy(macs + 6, to->gateway_mac, 6);
-	return bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0);
+	if (packet->family == FAMILY_V4) {
+		header->ttl = hops;
+		/* RFC 1141: the word with the hops has 0x0100 less. */
+		sum = (__u32)header->check + bpf_htons(0x0100);
+		header->check = sum + (sum >= 0xffff);
+	}
+	__builtin_memcpy(frame->h_dest, to->mac, ETH_ALEN);
+	__builtin_memcpy(frame->h_source, to->gateway_mac, ETH_ALEN);
+	return 0;
 }
 
 #endif

@@ -20,13 +20,12 @@ static __always_inline __u32 identity_of(const struct address *address, bool is_
 {
 	__u32 *identity = bpf_map_lookup_elem(&identities, address);
 	struct range_key key = { .prefix_length = 32 + 128, .address = *address };
-	bool v4 = address->words[0] == 0 && address->words[1] == 0 && address->words[2] == bpf_htonl(0xffff);
 
 	if (identity)
 		return *identity;
 	if (is_live && is_in_range(RANGE_POD, address))
 		return PEER_IS_GONE;
-	key.table = current_state(v4 ? STATE_BLOCKS_V4 : STATE_BLOCKS_V6);
+	key.table = current_state(is_v4(address) ? STATE_BLOCKS_V4 : STATE_BLOCKS_V6);
 	identity = bpf_map_lookup_elem(&blocks, &key);
 	return identity ? *identity : 0;
 }
@@ -45,6 +44,9 @@ static __noinline int decide(struct __sk_buff *skb, struct work *work, __u32 sub
 
 	work->event.direction = direction;
 	work->event.identity = 0;
+	/* Not those of the other direction, which was asked before. */
+	work->event.attribution = 0;
+	work->event.clause = 0;
 	if (!subject)
 		return REASON_NONE;
 	pair_key.identity = identity_of(peer, work->is_live);

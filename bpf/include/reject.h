@@ -28,17 +28,23 @@ struct icmp_header {
 	__be32 unused;
 };
 
-/* As much of the refused packet as identifies it: its header without options, and 8 bytes. */
+/* As much of the refused packet as identifies it: its header without options or extensions, and 8 bytes. */
 struct unreachable_v4 {
 	struct iphdr ip;
 	struct icmp_header icmp;
-	__u8 quote[sizeof(struct iphdr) + 8];
+	struct {
+		struct iphdr ip;
+		__u8 transport[8];
+	} quote;
 };
 
 struct unreachable_v6 {
 	struct ipv6hdr ip;
 	struct icmp_header icmp;
-	__u8 quote[sizeof(struct ipv6hdr) + 8];
+	struct {
+		struct ipv6hdr ip;
+		__u8 transport[8];
+	} quote;
 };
 
 #define ANSWER_HOPS 64
@@ -99,7 +105,7 @@ static __always_inline int make_reset(struct __sk_buff *skb, struct work *work, 
 	struct tcphdr asked;
 	__u32 segment;
 
-	if (bpf_skb_load_bytes(skb, work->packet.transport, &asked, sizeof(asked)) || asked.rst)
+	if (bpf_skb_load_bytes(skb, work->packet.transport, &asked, sizeof(asked)))
 		return REASON_MALFORMED;
 	reset->source = asked.dest;
 	reset->dest = asked.source;
@@ -149,8 +155,13 @@ static __noinline int refuse_other_v4(struct __sk_buff *skb, struct work *work)
 {
 	struct unreachable_v4 answer = {};
 
-	if (bpf_skb_load_bytes(skb, work->packet.network, answer.quote, sizeof(answer.quote)))
+	if (bpf_skb_load_bytes(skb, work->packet.network, &answer.quote.ip, sizeof(answer.quote.ip)) ||
+	    bpf_skb_load_bytes(skb, work->packet.transport, answer.quote.transport, sizeof(answer.quote.transport)))
 		return REASON_MALFORMED;
+	answer.quote.ip.ihl = 5;
+	answer.quote.ip.tot_len = bpf_htons(work->packet.end - work->packet.transport + sizeof(answer.quote.ip));
+	answer.quote.ip.check = 0;
+	answer.quote.ip.check = fold(bpf_csum_diff(NULL, 0, (__be32 *)&answer.quote.ip, sizeof(answer.quote.ip), 0));
 	begin_v4(&answer.ip, &work->next, IPPROTO_ICMP, sizeof(answer));
 	answer.icmp.type = ICMP_DEST_UNREACH;
 	answer.icmp.code = ICMP_PORT_UNREACH;
@@ -166,8 +177,11 @@ static __noinline int refuse_other_v6(struct __sk_buff *skb, struct work *work)
 	struct unreachable_v6 answer = {};
 	__u32 length = sizeof(answer) - sizeof(answer.ip);
 
-	if (bpf_skb_load_bytes(skb, work->packet.network, answer.quote, sizeof(answer.quote)))
+	if (bpf_skb_load_bytes(skb, work->packet.network, &answer.quote.ip, sizeof(answer.quote.ip)) ||
+	    bpf_skb_load_bytes(skb, work->packet.transport, answer.quote.transport, sizeof(answer.quote.transport)))
 		return REASON_MALFORMED;
+	answer.quote.ip.payload_len = bpf_htons(work->packet.end - work->packet.transport);
+	answer.quote.ip.nexthdr = work->packet.tuple.proto;
 	begin_v6(&answer.ip, &work->next, IPPROTO_ICMPV6, sizeof(answer));
 	answer.icmp.type = ICMPV6_DEST_UNREACH;
 	answer.icmp.code = ICMPV6_PORT_UNREACH;
@@ -188,7 +202,7 @@ static __always_inline int swap_macs(struct __sk_buff *skb)
 	return bpf_skb_store_bytes(skb, 0, macs + 6, 6, 0) || bpf_skb_store_bytes(skb, 6, macs, 6, 0);
 }
 
-/* A reason where no answer is due or possible: errors and resets are never answered, nor are later fragments. */
+/* A reason where no answer is possible: to a later fragment, and to any ICMP but an echo. */
 static __noinline int refuse(struct __sk_buff *skb, struct work *work)
 {
 	const struct layer *packet = &work->packet;

@@ -4,6 +4,7 @@
 
 #include "nat.h"
 #include "policy.h"
+#include "socket_maps.h"
 
 /* What `walk` says of a flow's first packet (Sources/DataplaneModel/Walk.swift). */
 
@@ -21,27 +22,60 @@ static __always_inline bool is_link_local_or_multicast(const struct address *add
 }
 
 /* A pod's packet to somebody who has no route back to it. */
-static __always_inline bool leaves_cluster(const struct layer *packet, const struct address *destination)
+static __always_inline bool leaves_cluster(const struct layer *packet, const struct address *destination,
+					   __u32 destination_flags)
 {
 	if (!(current_state(STATE_MASQUERADE) & (packet->family == FAMILY_V4 ? 1 : 2)))
 		return false;
-	return !(address_flags(destination) & ADDRESS_IS_NODES) && !is_link_local_or_multicast(destination) &&
+	return !(destination_flags & ADDRESS_IS_NODES) && !is_link_local_or_multicast(destination) &&
 	       !is_in_range(RANGE_CLUSTER, destination);
 }
 
 static __always_inline bool is_masqueraded(const struct work *work, enum origin origin, const struct frontend *frontend)
 {
 	const struct address *backend = &work->next.destination;
+	__u32 backend_flags = address_flags(backend);
 
 	/* A pod in this node's network: the flow ends here, and what only passes through is translated. */
-	if (address_flags(backend) & ADDRESS_IS_NODES)
+	if (backend_flags & ADDRESS_IS_NODES)
 		return false;
 	if (origin == ORIGIN_POD && same_address(&work->packet.tuple.source, backend))
 		return true;
 	if (frontend->masquerade == MASQUERADE_ALWAYS ||
 	    (frontend->masquerade == MASQUERADE_EXCEPT_PODS && origin == ORIGIN_OUTSIDE))
 		return true;
-	return origin == ORIGIN_POD && leaves_cluster(&work->packet, backend);
+	return origin == ORIGIN_POD && leaves_cluster(&work->packet, backend, backend_flags);
+}
+
+/*
+ * The first packet of a process of this node, which leaves by `device`: whether its source must be another. The kernel
+ * itself chooses one for the backend that a socket was led to; one that the process has bound stays, and the backend may
+ * have no way back to it.
+ */
+static __always_inline bool has_bound_source(struct __sk_buff *skb, struct work *work, __u32 device)
+{
+	const struct tuple *tuple = &work->packet.tuple;
+	struct peer_key key = { .cookie = bpf_get_socket_cookie(skb) };
+	struct connection *connection;
+	struct address own;
+
+	if (!masquerade_address(device, work->packet.family, &own) || same_address(&own, &tuple->source))
+		return false;
+	key.peer.address = tuple->destination;
+	key.peer.port = tuple->destination_port;
+	if (bpf_map_lookup_elem(&told_peers, &key))
+		return true;
+	connection = bpf_map_lookup_elem(&connections, &key.cookie);
+	return connection && same_backend(&connection->real, &key.peer);
+}
+
+/* What says that a connection has ended is answered by nobody. */
+static __always_inline int rejection(const struct layer *packet)
+{
+	bool resets = packet->tuple.proto == IPPROTO_TCP && packet->fragment != FRAGMENT_LATER &&
+		      packet->tcp_flags & TCP_RST;
+
+	return resets || (is_icmp(packet) && is_error(packet)) ? REASON_NO_CONNECTION : REJECT_PACKET;
 }
 
 /*
@@ -59,8 +93,8 @@ static __noinline int find_service(struct work *work, enum origin origin, __u32 
 	*flow_flags = 0;
 	work->next = packet->tuple;
 	if (has_ports(packet->tuple.proto) && to.port) {
-		switch (balance(origin, &packet->tuple.source, &to, packet->tuple.proto, NULL, &chosen, &work->set,
-				&frontend)) {
+		switch (balance(origin, &packet->tuple.source, packet->tuple.source_port, &to, packet->tuple.proto, NULL,
+				&chosen, &work->set, &frontend)) {
 		case NO_FRONTEND:
 			break;
 		case CHOSEN:
@@ -69,7 +103,7 @@ static __noinline int find_service(struct work *work, enum origin origin, __u32 
 				return REASON_UNSUPPORTED;
 			/* It would be another than its connection had: better that the client learns that it is gone. */
 			if (packet->tuple.proto == IPPROTO_TCP && !begins_connection(packet))
-				return REJECT_PACKET;
+				return rejection(packet);
 			work->next.destination = chosen.address;
 			work->next.destination_port = chosen.port;
 			*flow_flags = FLOW_BALANCED;
@@ -77,7 +111,7 @@ static __noinline int find_service(struct work *work, enum origin origin, __u32 
 				*flow_flags |= FLOW_MASQUERADED;
 			return REASON_NONE;
 		case REFUSED:
-			return REJECT_PACKET;
+			return rejection(packet);
 		case OUTSIDE_SOURCE_RANGES:
 			return REASON_SOURCE_RANGE;
 		case NO_LOCAL_ENDPOINT:
@@ -88,10 +122,10 @@ static __noinline int find_service(struct work *work, enum origin origin, __u32 
 	}
 	kind = address_flags(&to.address);
 	if (kind & ADDRESS_IS_SERVICE)
-		return REJECT_PACKET;
+		return rejection(packet);
 	if (!(kind & ADDRESS_IS_ANOTHERS) && is_in_range(RANGE_SERVICE, &to.address))
 		return REASON_UNALLOCATED;
-	if (origin == ORIGIN_POD && leaves_cluster(packet, &to.address))
+	if (origin == ORIGIN_POD && leaves_cluster(packet, &to.address, kind))
 		*flow_flags = FLOW_MASQUERADED;
 	return REASON_NONE;
 }

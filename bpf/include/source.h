@@ -34,9 +34,9 @@ static __always_inline bool same_mac(const __u8 *left, const __u8 *right)
 
 static __always_inline bool is_address_of(__u32 device, const struct address *address)
 {
-	__u32 *owner = bpf_map_lookup_elem(&pod_devices, address);
+	struct pod_device *owner = bpf_map_lookup_elem(&pod_devices, address);
 
-	return owner && *owner == device;
+	return owner && owner->device == device;
 }
 
 static __always_inline bool is_link_local(const struct address *address)
@@ -118,7 +118,8 @@ static __always_inline bool is_multicast_v6(const struct address *address)
 }
 
 /* Link-local and unspecified IPv6 sources are the link's: nothing that has one goes further. */
-static __always_inline bool is_own_source(struct __sk_buff *skb, const struct layer *packet)
+static __always_inline bool is_own_source(struct __sk_buff *skb, const struct layer *packet,
+					  const struct endpoint *endpoint)
 {
 	const struct address *source = &packet->tuple.source, *destination = &packet->tuple.destination;
 
@@ -128,7 +129,8 @@ static __always_inline bool is_own_source(struct __sk_buff *skb, const struct la
 		if (!(source->words[0] | source->words[1] | source->words[2] | source->words[3]))
 			return is_multicast_v6(destination);
 	}
-	return is_address_of(skb->ifindex, source);
+	return same_address(source, packet->family == FAMILY_V4 ? &endpoint->v4 : &endpoint->v6) ||
+	       is_address_of(skb->ifindex, source);
 }
 
 /* What no policy is asked about must not get beyond the link. */

@@ -59,8 +59,13 @@ struct backend_set {
 	/* Seconds that a client sticks to a backend; 0: no affinity. */
 	__u32 affinity;
 	__u8 empty_action;
-	__u8 pad[3];
+	/* Slots are a Maglev table: a flow's is chosen by a hash of its client. */
+	__u8 is_hashed;
+	__u8 pad[2];
 };
+
+/* Part of the hash, for all engines and nodes. */
+enum { MAGLEV_SEED = 0x534c5543 };
 
 struct slot_key {
 	struct set_key set;
@@ -134,7 +139,20 @@ struct endpoint {
 	__u32 ingress;
 	__u32 egress;
 	__u32 flags;
-	/* The pod's own hardware address, and that of the node's end. */
+	/* The pod's own hardware address. */
+	__u8 mac[6];
+	__u8 pad[2];
+	/* The pod's first address of IPv4 and of IPv6; zero: none. */
+	struct address v4;
+	struct address v6;
+};
+
+/* Where a packet for a local pod goes, by the pod's address. */
+struct pod_device {
+	__u32 device;
+	/* The endpoint's. */
+	__u32 flags;
+	/* Of a frame into the pod: to the pod's own hardware address, from that of the node's end. */
 	__u8 mac[6];
 	__u8 gateway_mac[6];
 };
@@ -204,8 +222,17 @@ enum {
 	STATE_MASQUERADE,
 	/* EVENT_ kinds that somebody listens to, by bit; drops and audits always. */
 	STATE_EVENTS,
+	/* 0: programs do what they are for. Else see `enum mode`. */
+	STATE_MODE,
 	STATE_SIZE,
 };
+
+/*
+ * While engines change. Bit 0: another engine has the packet path, let everything pass to it. The others are a time,
+ * in 2^24 ns of the monotonic clock: until then what pods send and get is held back. 0: nothing is.
+ */
+enum mode { MODE_ASIDE = 1 };
+#define MODE_TIME_SHIFT 24
 
 /* What a step does to a packet: where it goes to, or where it comes from. */
 enum step { STEP_NONE, STEP_DESTINATION, STEP_SOURCE };
@@ -231,12 +258,13 @@ enum {
 	/* Its destination was a Service: answers get that as their source. */
 	FLOW_BALANCED = 4,
 	FLOW_MASQUERADED = 8,
-	FLOW_FIRST_CLOSED = 16,
-	FLOW_SECOND_CLOSED = 32,
 	/* Whose policies have been asked under the flow's revision: a pod can take an address that a live flow goes to. */
 	FLOW_ASKED_SENDER = 64,
 	FLOW_ASKED_RECEIVER = 128,
 };
+
+/* Of a TCP flow's ends. */
+enum { FLOW_FIRST_CLOSED = 1, FLOW_SECOND_CLOSED = 2 };
 
 /* By its tuple between destination translation and masquerade, the lower end first. */
 struct flow {
@@ -245,7 +273,8 @@ struct flow {
 	__u32 revision;
 	__u8 state;
 	__u8 flags;
-	__u16 pad;
+	__u8 closed;
+	__u8 pad;
 };
 
 /* What a packet's tuple becomes. */
@@ -294,13 +323,15 @@ enum reason {
 	REASON_MASQUERADE_PORTS,
 	REASON_UNSUPPORTED,
 	REASON_NO_ROOM,
+	REASON_NO_CONNECTION,
+	REASON_ENGINE_SWITCH,
 	REASON_COUNT,
 };
 
 /* `drops` counts denials by direction, behind all reasons. */
 #define DROPS_SIZE (REASON_COUNT + 2)
 
-enum event_kind { EVENT_DROP, EVENT_VERDICT, EVENT_AUDIT, EVENT_TRANSLATION, EVENT_REJECT };
+enum event_kind { EVENT_DROP, EVENT_VERDICT, EVENT_AUDIT, EVENT_TRANSLATION, EVENT_REJECT, EVENT_TRACE };
 
 /* Which file of bpf/ told it, in the order of `PacketEvent.files`. */
 enum source_file { FILE_ENDPOINT, FILE_UPLINK, FILE_POLICY, FILE_NAT, FILE_PATH };
@@ -326,7 +357,9 @@ struct event {
 	struct tuple other;
 	__u8 tcp_flags;
 	__u8 icmp_type;
-	__u8 pad[6];
+	/* Of a trace: whoever got the flow's first packet sent this one. */
+	__u8 is_answer;
+	__u8 pad[5];
 };
 
 #endif

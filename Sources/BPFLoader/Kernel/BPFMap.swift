@@ -10,10 +10,21 @@ public protocol MapLayout: BitwiseCopyable, Sendable, Hashable {
 extension UInt32: MapLayout {}
 extension UInt64: MapLayout {}
 
+/// What a map without room answers: hash maps E2BIG, prefixes ENOSPC.
+enum MapIsFull {
+  static func error(_ map: String, _ maximum: Int, _ result: CInt) -> SystemError? {
+    guard result == -E2BIG || result == -ENOSPC else { return nil }
+    return SystemError(
+      operation: "write to", object: map, errno: ENOSPC,
+      detail: "map \(map) is full: it has room for \(maximum) elements; what is in it stays")
+  }
+}
+
 /// One map of the kernel, with keys and values of known layout.
 public struct BPFMap<Key: MapLayout, Value: MapLayout>: ~Copyable, Sendable {
   public let name: String
   private let descriptor: FileDescriptor
+  private let maximum: Int
 
   /// - Throws: where the kernel's key or value has another size.
   init(_ name: String, owning descriptor: consuming FileDescriptor) throws(SystemError) {
@@ -26,6 +37,7 @@ public struct BPFMap<Key: MapLayout, Value: MapLayout>: ~Copyable, Sendable {
     }
     self.name = name
     self.descriptor = descriptor
+    maximum = info.maximum
   }
 
   public subscript(key: Key) -> Value? {
@@ -39,11 +51,11 @@ public struct BPFMap<Key: MapLayout, Value: MapLayout>: ~Copyable, Sendable {
   }
 
   public func set(_ key: Key, _ value: Value) throws(SystemError) {
-    try check("write to", name) {
-      withUnsafePointer(to: key) { key in
-        withUnsafePointer(to: value) { bpf_map_update_elem(descriptor.number, key, $0, UInt64(BPF_ANY)) }
-      }
+    let result = withUnsafePointer(to: key) { key in
+      withUnsafePointer(to: value) { bpf_map_update_elem(descriptor.number, key, $0, UInt64(BPF_ANY)) }
     }
+    if let full = MapIsFull.error(name, maximum, result) { throw full }
+    try check("write to", name) { result }
   }
 
   /// - Returns: whether it was there.
@@ -82,6 +94,7 @@ public struct BPFMap<Key: MapLayout, Value: MapLayout>: ~Copyable, Sendable {
       // Else the kernel has written `count` of them, whatever it answers.
       done += Int(count)
       if result < 0, result != -EINTR, result != -EAGAIN {
+        if let full = MapIsFull.error(name, maximum, result) { throw full }
         throw SystemError(operation: "write \(elements.count) elements to", object: name, errno: -result)
       }
     }

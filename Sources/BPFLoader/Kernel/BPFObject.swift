@@ -52,6 +52,16 @@ final class BPFObject {
     }
   }
 
+  /// What a `const volatile` variable of the program is; nil where there is none of that size.
+  func constant<Value: BitwiseCopyable>(_ variable: String, as type: Value.Type) -> Value? {
+    var size = 0
+    guard let map = bpf_object__find_map_by_name(object, ".rodata"),
+      let initial = bpf_map__initial_value(map, &size),
+      let place = constants[variable], place.count == MemoryLayout<Value>.size, place.upperBound <= size
+    else { return nil }
+    return UnsafeRawPointer(initial).loadUnaligned(fromByteOffset: place.lowerBound, as: type)
+  }
+
   /// BTF; lent.
   var typeInformation: OpaquePointer? { bpf_object__btf(object) }
 
@@ -77,6 +87,20 @@ final class BPFObject {
   func reuse(_ map: String, _ descriptor: CInt) throws(SystemError) {
     let found = try self.map(map)
     try check("reuse map", map) { bpf_map__reuse_fd(found, descriptor) }
+  }
+
+  /// Has the verifier write its statistics for one program, whether or not it accepts it.
+  ///
+  /// - Parameter log: must live until the object has been loaded.
+  func setStatistics(ofProgram name: String, into log: UnsafeMutableBufferPointer<CChar>) throws(SystemError) {
+    let program = try program(name)
+    try check("set log of", name) { bpf_program__set_log_level(program, 4) }  // BPF_LOG_STATS
+    try check("set log of", name) { bpf_program__set_log_buf(program, log.baseAddress, log.count) }
+  }
+
+  func setMaximum(_ map: String, _ maximum: Int) throws(SystemError) {
+    let found = try self.map(map)
+    try check("set the bound of", map) { bpf_map__set_max_entries(found, UInt32(maximum)) }
   }
 
   func load() throws(SystemError) {

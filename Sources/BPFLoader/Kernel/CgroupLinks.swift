@@ -25,13 +25,13 @@ struct CgroupLinks {
       let type = try object.attachType(ofProgram: name)
       let link = try check("attach \(name) to", cgroup) { bpf_link_create(program, folder, type, nil) }
       defer { close(link) }
-      try pins.remove(Self.pin(name))
+      try pins.removeLink(Self.pin(name))
       try pins.pin(link, Self.pin(name))
     }
   }
 
   func detach(_ object: BPFObject) throws(SystemError) {
-    for name in object.programNames { try pins.remove(Self.pin(name)) }
+    for name in object.programNames { try pins.removeLink(Self.pin(name)) }
   }
 
   /// Which of the programs are attached to the cgroup.

@@ -7,6 +7,7 @@ struct PerProcessorMap<Key: MapLayout>: ~Copyable, Sendable {
   let name: String
   private let descriptor: FileDescriptor
   private let processors: Int
+  private let maximum: Int
 
   /// - Throws: where the kernel's key or value has another size.
   init(_ name: String, owning descriptor: consuming FileDescriptor) throws(SystemError) {
@@ -17,6 +18,7 @@ struct PerProcessorMap<Key: MapLayout>: ~Copyable, Sendable {
     processors = Int(try check("count processors for", name) { libbpf_num_possible_cpus() })
     self.name = name
     self.descriptor = descriptor
+    maximum = info.maximum
   }
 
   /// The sum over all processors; nil where there is no such element.
@@ -40,6 +42,7 @@ struct PerProcessorMap<Key: MapLayout>: ~Copyable, Sendable {
       bpf_map_update_elem(descriptor.number, key, zero, UInt64(BPF_NOEXIST))
     }
     if result == -EEXIST { return }
+    if let full = MapIsFull.error(name, maximum, result) { throw full }
     try check("write to", name) { result }
   }
 

@@ -25,11 +25,17 @@ public struct PinFolder: Sendable {
     }
   }
 
+  init(unchecked path: String) { self.path = path }
+
   func path(_ name: String) -> String { "\(path)/\(name)" }
 
   /// nil where nothing is pinned by that name.
-  func open(_ name: String) throws(SystemError) -> CInt? {
-    let descriptor = bpf_obj_get(path(name))
+  func open(_ name: String, forReading isReadOnly: Bool = false) throws(SystemError) -> CInt? {
+    var options = bpf_obj_get_opts()
+    // Not what the compiler pads it with: libbpf wants zeros there.
+    options.sz = 12
+    options.file_flags = isReadOnly ? 1 << 3 : 0  // BPF_F_RDONLY
+    let descriptor = bpf_obj_get_opts(path(name), &options)
     if descriptor == -ENOENT { return nil }
     return try check("open pin", path(name)) { descriptor }
   }
@@ -42,6 +48,16 @@ public struct PinFolder: Sendable {
     guard unlink(path(name)) == 0 || errno == ENOENT else {
       throw SystemError(operation: "remove pin", object: path(name), errno: errno)
     }
+  }
+
+  /// Detaches a link and removes its pin. Of a pin that is only removed, the kernel detaches the link some time later.
+  func removeLink(_ name: String) throws(SystemError) {
+    if let link = try open(name) {
+      // It may be detached already, as its device or cgroup has gone.
+      _ = bpf_link_detach(link)
+      close(link)
+    }
+    try remove(name)
   }
 
   public var names: [String] {

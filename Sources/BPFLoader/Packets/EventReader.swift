@@ -16,11 +16,11 @@ public final class EventReader: @unchecked Sendable {
 
   /// Of the programs that run with these pins.
   public convenience init(pins: PinFolder) throws(SystemError) {
-    let names = pins.names
+    let object = try BPFObject(.endpoint)
     func open(_ map: String) throws(SystemError) -> FileDescriptor {
-      guard let name = names.first(where: { $0.hasPrefix("\(MapPins.prefix)\(map)-") }),
-        let descriptor = try pins.open(name)
-      else { throw SystemError(operation: "find map", object: "\(pins.path): \(map)", errno: ENOENT) }
+      guard let descriptor = try MapPins(pins: pins).open(map, of: object) else {
+        throw SystemError(operation: "find map", object: "\(pins.path): \(map)", errno: ENOENT)
+      }
       return FileDescriptor(owning: descriptor)
     }
     try self.init(ring: try open("events"), lost: try open("lost_events"))

@@ -32,7 +32,7 @@ extension PacketEngine {
     }
     var inForce: Set<UInt32> = []
     for family in IPFamily.allCases {
-      if let table = try maps.state[PacketTable.State.blocks(family)], table != 0 { inForce.insert(table) }
+      if let table = try maps.tracking.state[PacketTable.State.blocks(family)], table != 0 { inForce.insert(table) }
     }
     for (key, identity) in try maps.blocks.elements() {
       largest = max(largest, IdentityID(rawValue: identity).serial)

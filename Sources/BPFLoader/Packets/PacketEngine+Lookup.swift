@@ -23,7 +23,7 @@ extension PacketEngine {
     _ direction: PolicyDirection, _ pod: IPAddress, peer: IPAddress, _ packet: PolicyPacket
   ) throws(SystemError) -> KernelDecision {
     func drop(_ reason: DropReason) -> KernelDecision { KernelDecision(.dropped(reason), isAllowed: false) }
-    guard let device = try maps.podDevices[AddressLayout(pod)], let endpoint = try maps.endpoints[device],
+    guard let device = try maps.podDevices[AddressLayout(pod)], let endpoint = try maps.endpoints[device.device],
       endpoint.flags & EndpointLayout.isKnown != 0
     else { return drop(.unknownEndpoint) }
     let subject = direction == .egress ? endpoint.egress : endpoint.ingress
@@ -52,7 +52,7 @@ extension PacketEngine {
 
   private func identity(of peer: IPAddress) throws(SystemError) -> UInt32? {
     if let identity = try maps.identities[AddressLayout(peer)] { return identity }
-    guard let table = try maps.state[PacketTable.State.blocks(peer.family)] else { return nil }
+    guard let table = try maps.tracking.state[PacketTable.State.blocks(peer.family)] else { return nil }
     return try maps.blocks[RangeKeyLayout(table: table, CIDR(host: peer))]
   }
 }

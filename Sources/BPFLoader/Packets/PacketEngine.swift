@@ -32,26 +32,34 @@ public struct PacketEngine: NodeEngine {
   ///   - sockets: services at the socket; its maps are shared.
   ///   - uplinks: the node's devices to the outside, by name; nil: all that have an address.
   ///   - keepsEstablished: flows that were allowed once are never judged again.
+  ///   - anotherServes: another engine has the packet path: programs let everything pass to it, until `flows` says
+  ///     otherwise. Not those that serve already.
+  ///   - bounds: the same as the sockets'.
   public init(
-    pins: PinFolder, sockets: SocketBalancer, uplinks: [String: Uplink]? = nil, keepsEstablished: Bool = false
+    pins: PinFolder, sockets: SocketBalancer, uplinks: [String: Uplink]? = nil, keepsEstablished: Bool = false,
+    anotherServes: Bool = false, bounds: MapBounds = MapBounds()
   ) throws(SystemError) {
+    let standsAside = anotherServes ? try PacketFlows(pins)?.standsAside ?? true : false
     (self.sockets, self.uplinks, findsUplinks) = (sockets, uplinks ?? [:], uplinks == nil)
     mapPins = MapPins(pins: pins)
     links = DeviceLinks(pins: pins)
-    endpoint = try Self.load(.endpoint, mapPins, keepsEstablished)
-    uplink = try Self.load(.uplink, mapPins, keepsEstablished)
+    endpoint = try Self.load(.endpoint, mapPins, keepsEstablished, bounds)
+    uplink = try Self.load(.uplink, mapPins, keepsEstablished, bounds)
     maps = try PacketMaps(endpoint)
+    try PacketFlows(maps: maps.tracking).setMode(aside: standsAside)
     routes = try RouteSocket()
   }
 
   private static func load(
-    _ program: BPFProgram, _ pins: MapPins, _ keepsEstablished: Bool
+    _ program: BPFProgram, _ pins: MapPins, _ keepsEstablished: Bool, _ bounds: MapBounds
   ) throws(SystemError) -> BPFObject {
     let object = try BPFObject(program)
     try object.setConstant("keeps_established", keepsEstablished)
-    try pins.adopt(into: object)
+    try pins.setBounds(bounds, of: object)
+    let known = try pins.adopt(into: object)
     try object.load()
     try pins.pin(object)
+    try pins.carryOver(into: object, skipping: known)
     return object
   }
 
@@ -74,7 +82,10 @@ public struct PacketEngine: NodeEngine {
     }
     var report = try add(change.before, change.after)
     if delta.rejudgesFlows { try judgeAnew() }
-    for device in change.after.endpoints.keys { try attach(to: device) }
+    // A pod whose policies alone have changed has its programs.
+    for (name, change) in delta.endpoints where change.new != nil && (change.old == nil || old[name] != devices[name]) {
+      if let device = devices[name] { try attach(to: device.index) }
+    }
     for device in change.after.uplinks.keys { try attachUplink(device) }
     report += try sockets.apply(delta, tables: tables)
     report += try remove(change.before, change.after)
@@ -96,18 +107,23 @@ public struct PacketEngine: NodeEngine {
     var report = try add(found, wanted)
     let hooks = try missingHooks(wanted)
     drift += hooks
-    for device in wanted.endpoints.keys { try attach(to: device) }
-    for device in wanted.uplinks.keys { try attachUplink(device) }
+    // Services first: maps that programs of another generation meet for the first time have to be full.
     let other = try sockets.resync(tables)
     report += other.report
     drift += other.drift
+    for device in wanted.endpoints.keys { try attach(to: device) }
+    for device in wanted.uplinks.keys { try attachUplink(device) }
+    // What the programs before these have written meanwhile.
+    for object in [endpoint, sockets.object] { try mapPins.carryOver(into: object, skipping: ["state"]) }
     // Whatever flows were judged by: who wrote what is here may have ended before it had them judged again.
     try judgeAnew()
     report += try remove(found, wanted)
     report += try finishRemovals()
     // Once more: until now a flow may have met what was still to be removed.
     if !drift.isEmpty { try judgeAnew() }
-    try links.removeOthers(than: Set(wanted.endpoints.keys).union(wanted.uplinks.keys))
+    try links.removeOthers(
+      than: Set(wanted.endpoints.keys).union(wanted.uplinks.keys),
+      of: Set(try Uplink.allLinks(routes).map { UInt32($0.index) }))
     report.dumps += 12
     try mapPins.removeOthers(than: [endpoint, uplink, sockets.object])
     return (report, drift)
@@ -133,14 +149,15 @@ public struct PacketEngine: NodeEngine {
     try SocketBalancer.cleanUp(pins)
   }
 
-  /// Takes packet programs off every device, because another engine serves; sockets and maps stay.
+  /// Takes packet programs off every device, because another engine serves; sockets stay.
   public static func detachAll(_ pins: PinFolder) throws(SystemError) {
     let links = DeviceLinks(pins: pins)
     guard
       pins.names.contains(where: { $0.hasPrefix(DeviceLinks.prefix) || $0.hasPrefix("\(MapPins.prefix)endpoints-") })
     else { return }
     try detachAll(links)
-    try links.removeOthers(than: [])
+    try links.removeOthers(than: [], of: [])
+    try MapPins(pins: pins).removeOthers(than: [try BPFObject(.sock)])
   }
 
   /// Those that the devices themselves keep: before tcx.
@@ -150,36 +167,8 @@ public struct PacketEngine: NodeEngine {
     }
   }
 
-  // MARK: Flows
-
-  /// Ends every flow of these addresses, whatever its protocol: another pod has them now.
-  public func end(flowsOf addresses: Set<IPAddress>) throws(SystemError) {
-    let ends = Set(addresses.map { AddressLayout($0) })
-    try endFlows { ends.contains($0.source) || ends.contains($0.destination) }
-  }
-
-  /// Ends UDP flows to what is a Service now, or is another: they would go on as they are for as long as the client sends.
-  public func end(_ stale: Set<StaleFlows>, nodeAddresses: Set<IPAddress>) throws(SystemError) {
-    var places: Set<BackendLayout> = []
-    // Those that were translated find that their backend has gone by themselves.
-    for flows in stale where flows.backend == nil {
-      switch flows.key.destination {
-      case .address(let address): places.insert(BackendLayout(SocketAddress(address, flows.key.port)))
-      case .node(let family):
-        for address in nodeAddresses where address.family == family {
-          places.insert(BackendLayout(SocketAddress(address, flows.key.port)))
-        }
-      }
-    }
-    guard !places.isEmpty else { return }
-    try endFlows { $0.proto == L4Protocol.udp.rawValue && (places.contains($0.first) || places.contains($0.second)) }
-  }
-
-  private func endFlows(_ isMeant: (TupleLayout) -> Bool) throws(SystemError) {
-    try maps.flows.remove(try maps.flows.keys().filter(isMeant))
-    try maps.attempts.remove(try maps.attempts.keys().filter(isMeant))
-    try maps.translations.remove(try maps.translations.keys().filter(isMeant))
-  }
+  /// The flows that programs track; may be used from anywhere.
+  public var flows: PacketFlows { PacketFlows(maps: maps.tracking) }
 
   // MARK: Sockets
 
@@ -192,13 +181,15 @@ public struct PacketEngine: NodeEngine {
 
   /// Every flow's next packet is judged by the tables as they are now.
   func judgeAnew() throws(SystemError) {
-    let revision = try maps.state[PacketTable.State.revision] ?? 0
+    let revision = try maps.tracking.state[PacketTable.State.revision] ?? 0
     // 0 is that of flows that nobody has judged.
-    try maps.state.set(PacketTable.State.revision, revision == .max ? 1 : revision + 1)
+    try maps.tracking.state.set(PacketTable.State.revision, revision == .max ? 1 : revision + 1)
   }
 
-  /// Has programs tell verdicts and translations too, not only drops.
-  func listen() throws(SystemError) { try maps.state.set(PacketTable.State.events, .max) }
+  /// What programs tell beside drops and audits, which they always do.
+  public func listen(to kinds: Set<PacketEvent.Kind>) throws(SystemError) {
+    try maps.tracking.state.set(PacketTable.State.events, kinds.reduce(0) { $0 | 1 << UInt32($1.rawValue) })
+  }
 
   // MARK: Programs
 
@@ -294,7 +285,7 @@ public struct PacketEngine: NodeEngine {
     try maps.internalAddresses.add(old.internalAddresses, new.internalAddresses, &report)
     try maps.uplinks.add(old.uplinks, new.uplinks, &report)
     try maps.identities.add(old.identities, new.identities, &report)
-    try maps.state.add(old.state, new.state, &report)
+    try maps.tracking.state.add(old.state, new.state, &report)
     try maps.endpoints.add(old.endpoints, new.endpoints, &report)
     try maps.podDevices.add(old.podDevices, new.podDevices, &report)
     return report
@@ -312,12 +303,9 @@ public struct PacketEngine: NodeEngine {
     return report
   }
 
-  /// Pairs of another time under a number that stands for other addresses now: no packet may meet both.
+  /// Pairs of another time under a number that new addresses get: no packet may meet both.
   private func removeReusedPairs(_ found: PacketTable, _ wanted: PacketTable) throws(SystemError) {
-    let used = Set(wanted.identities.values).union(wanted.blocks.values)
-    for key in found.pairs.keys where wanted.pairs[key] == nil && used.contains(key.identity) {
-      try maps.pairs.remove(key)
-    }
+    for key in PacketTable.reusedPairs(found, wanted) { try maps.pairs.remove(key) }
   }
 
   public var hasDeferredRemovals: Bool { deferred.hasNamed }
@@ -348,10 +336,11 @@ public struct PacketEngine: NodeEngine {
     table.ranges = try maps.ranges.elements()
     table.uplinks = try maps.uplinks.elements()
     table.internalAddresses = try maps.internalAddresses.elements()
-    table.state = try maps.state.elements()
+    table.state = try maps.tracking.state.elements()
     // Not what follows from tables.
     table.state[PacketTable.State.revision] = nil
     table.state[PacketTable.State.events] = nil
+    table.state[PacketTable.State.mode] = nil
     table.identities = try maps.identities.elements()
     table.blocks = try maps.blocks.elements()
     table.pairs = try maps.pairs.elements()

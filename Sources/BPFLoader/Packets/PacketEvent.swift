@@ -3,8 +3,10 @@ import NetworkTypes
 
 /// One decision of a packet program.
 public struct PacketEvent: Sendable, Hashable {
-  public enum Kind: UInt8, Sendable, Hashable {
+  public enum Kind: UInt8, Sendable, Hashable, CaseIterable {
     case drop, verdict, audit, translation, reject
+    /// A packet of a flow goes on its way.
+    case trace
   }
   public var kind: Kind
   /// Of a drop.
@@ -24,6 +26,16 @@ public struct PacketEvent: Sendable, Hashable {
   /// 0 where the protocol has none.
   public var sourcePort: UInt16
   public var destinationPort: UInt16
+  /// Of a translation: what both ends become.
+  public struct Ends: Sendable, Hashable {
+    public var source: IPAddress
+    public var sourcePort: UInt16
+    public var destination: IPAddress
+    public var destinationPort: UInt16
+  }
+  public var translated: Ends?
+  /// Of a trace: who got the flow's first packet sent this one.
+  public var isAnswer: Bool
   public var tcpFlags: UInt8
   public var icmpType: UInt8
   /// Bytes from the IP header on.
@@ -35,10 +47,10 @@ public struct PacketEvent: Sendable, Hashable {
     kind = Kind(rawValue: event.kind) ?? .drop
     let reasons = DropReason.allCases
     reason = kind == .drop && (1...reasons.count).contains(Int(event.reason)) ? reasons[Int(event.reason) - 1] : nil
-    direction = PolicyDirection(rawValue: event.direction)
-    let isPolicys = event.attribution != 0 && (kind != .drop || reason == .policyDenied)
+    let isPolicys = kind == .verdict || kind == .audit || (kind == .drop && reason == .policyDenied)
+    direction = isPolicys ? PolicyDirection(rawValue: event.direction) : nil
     clause =
-      isPolicys
+      isPolicys && event.attribution != 0
       ? Clause(rawValue: event.clause).map { ClauseKey(AttributionID(rawValue: event.attribution), $0) } : nil
     identity = event.identity == 0 ? nil : IdentityID(rawValue: event.identity)
     (device, time) = (event.device, event.time)
@@ -48,6 +60,13 @@ public struct PacketEvent: Sendable, Hashable {
     proto = event.tuple.proto
     sourcePort = UInt16(bigEndian: event.tuple.sourcePort)
     destinationPort = UInt16(bigEndian: event.tuple.destinationPort)
+    let other = event.other
+    if kind == .translation, let source = other.source.address, let destination = other.destination.address {
+      translated = Ends(
+        source: source, sourcePort: UInt16(bigEndian: other.sourcePort), destination: destination,
+        destinationPort: UInt16(bigEndian: other.destinationPort))
+    }
+    isAnswer = event.isAnswer != 0
     (tcpFlags, icmpType) = (event.tcpFlags, event.icmpType)
     length = Int(event.length)
     place = "\(Int(event.file) < Self.files.count ? Self.files[Int(event.file)] : "?"):\(event.line)"

@@ -1,4 +1,5 @@
 import DataplaneModel
+import Netlink
 import NetworkTypes
 
 /// The structures of bpf/include/tables.h that packets meet. See ServiceLayouts.swift.
@@ -22,18 +23,37 @@ public struct EndpointLayout: MapLayout {
   var egress: UInt32 = 0
   var flags: UInt32 = 0
   var mac = MACLayout()
-  var gatewayMAC = MACLayout()
+  var pad: UInt16 = 0
+  var v4 = AddressLayout()
+  var v6 = AddressLayout()
 
   static let isKnown: UInt32 = 1
 
   public init() {}
-  /// - Parameter gateway: the hardware address of the node's end.
-  public init(_ endpoint: LocalEndpoint, gateway: MACAddress) {
+  public init(_ endpoint: LocalEndpoint) {
     ingress = endpoint.subjects?.ingress.rawValue ?? 0
     egress = endpoint.subjects?.egress.rawValue ?? 0
     flags = endpoint.subjects == nil ? 0 : Self.isKnown
     mac = MACLayout(endpoint.mac)
-    gatewayMAC = MACLayout(gateway)
+    func first(_ family: IPFamily) -> AddressLayout {
+      endpoint.addresses.first { $0.family == family }.map { AddressLayout($0) } ?? AddressLayout()
+    }
+    (v4, v6) = (first(.v4), first(.v6))
+  }
+}
+
+/// `struct pod_device`.
+public struct PodDeviceLayout: MapLayout {
+  var device: UInt32 = 0
+  var flags: UInt32 = 0
+  var mac = MACLayout()
+  var gatewayMAC = MACLayout()
+
+  public init() {}
+  /// - Parameter device: the node's end.
+  init(_ endpoint: LocalEndpoint, _ device: Device) {
+    self.device = device.index
+    (mac, gatewayMAC) = (MACLayout(endpoint.mac), MACLayout(device.mac))
   }
 }
 
@@ -151,6 +171,43 @@ public struct TupleLayout: MapLayout {
 
   public init() {}
 
+  init(_ tuple: ConntrackTuple, step: UInt8 = 0) {
+    (source, destination) = (AddressLayout(tuple.source), AddressLayout(tuple.destination))
+    (sourcePort, destinationPort) = (tuple.sourcePort.bigEndian, tuple.destinationPort.bigEndian)
+    (proto, self.step) = (tuple.protocolNumber, step)
+  }
+
+  /// `enum step`.
+  static let (destinationStep, sourceStep): (UInt8, UInt8) = (1, 2)
+
+  func at(_ step: UInt8) -> TupleLayout {
+    var copy = self
+    copy.step = step
+    return copy
+  }
+
+  var reversed: TupleLayout {
+    var copy = self
+    (copy.source, copy.destination) = (destination, source)
+    (copy.sourcePort, copy.destinationPort) = (destinationPort, sourcePort)
+    copy.step = 0
+    return copy
+  }
+
+  /// What the flow is known by, and whether `source` is its second end (`order` in bpf/include/flows.h).
+  var ordered: (key: TupleLayout, isFromSecond: Bool) {
+    let isSecond =
+      source == destination ? sourcePort > destinationPort : source.comes(after: destination)
+    return isSecond ? (reversed, true) : (at(0), false)
+  }
+
+  var conntrackTuple: ConntrackTuple? {
+    guard let source = source.address, let destination = destination.address else { return nil }
+    return ConntrackTuple(
+      source: source, destination: destination, protocolNumber: proto, sourcePort: UInt16(bigEndian: sourcePort),
+      destinationPort: UInt16(bigEndian: destinationPort))
+  }
+
   var first: BackendLayout { BackendLayout(source, sourcePort) }
   var second: BackendLayout { BackendLayout(destination, destinationPort) }
 }
@@ -162,7 +219,11 @@ public struct FlowLayout: MapLayout {
   var revision: UInt32 = 0
   var state: UInt8 = 0
   var flags: UInt8 = 0
-  var pad: UInt16 = 0
+  var closed: UInt8 = 0
+  var pad: UInt8 = 0
+
+  /// `FLOW_…`.
+  static let (fromSecond, fromHost, balanced, masqueraded): (UInt8, UInt8, UInt8, UInt8) = (1, 2, 4, 8)
 
   public init() {}
 }
@@ -215,7 +276,8 @@ public struct EventLayout: MapLayout {
   var other = TupleLayout()
   var tcpFlags: UInt8 = 0
   var icmpType: UInt8 = 0
-  var pad1: UInt16 = 0
+  var isAnswer: UInt8 = 0
+  var pad1: UInt8 = 0
   var pad2: UInt32 = 0
 
   public init() {}

@@ -4,7 +4,7 @@ import NetworkTypes
 /// Every element that the packet programs' maps should have; of services, those that no socket meets.
 struct PacketTable {
   var endpoints: [UInt32: EndpointLayout] = [:]
-  var podDevices: [AddressLayout: UInt32] = [:]
+  var podDevices: [AddressLayout: PodDeviceLayout] = [:]
   var addresses: [AddressLayout: UInt32] = [:]
   var ranges: [RangeKeyLayout: UInt32] = [:]
   var uplinks: [UInt32: UplinkLayout] = [:]
@@ -23,7 +23,7 @@ struct PacketTable {
   init(_ tables: Tables, devices: DeviceDirectory) {
     for endpoint in tables.node.endpoints.values {
       guard let device = devices[endpoint.interface] else { continue }
-      endpoints[device.index] = EndpointLayout(endpoint, gateway: device.mac)
+      endpoints[device.index] = EndpointLayout(endpoint)
       for address in endpoint.addresses {
         podDevices[AddressLayout(address)] = Self.podDevice(address, tables, devices)
       }
@@ -53,6 +53,7 @@ struct PacketTable {
     static func blocks(_ family: IPFamily) -> UInt32 { family == .v4 ? 1 : 2 }
     static let masquerade: UInt32 = 3
     static let events: UInt32 = 4
+    static let mode: UInt32 = 5
   }
 
   static func index(_ family: IPFamily) -> UInt32 { family == .v4 ? 0 : 1 }
@@ -66,8 +67,10 @@ struct PacketTable {
   }
 
   /// nil where no local pod that has a device has the address.
-  static func podDevice(_ address: IPAddress, _ tables: Tables, _ devices: DeviceDirectory) -> UInt32? {
-    tables.node.endpoint(with: address).flatMap { devices[$0.interface]?.index }
+  static func podDevice(_ address: IPAddress, _ tables: Tables, _ devices: DeviceDirectory) -> PodDeviceLayout? {
+    guard let endpoint = tables.node.endpoint(with: address), let device = devices[endpoint.interface]
+    else { return nil }
+    return PodDeviceLayout(endpoint, device)
   }
 
   /// nil where the address is nothing to this node.
@@ -100,6 +103,27 @@ struct PacketTable {
     for prefix in set.prefixes {
       portRanges[PortKeyLayout(id, prefix.first, length: prefix.length)] = prefix.clause.rawValue
     }
+  }
+}
+
+extension PacketTable {
+  /// Pairs that only `found` has, of identities that addresses get which had another. Not those of identities whose addresses
+  /// are the same: until pods' subjects change, what they are asked for by is these pairs.
+  static func reusedPairs(_ found: PacketTable, _ wanted: PacketTable) -> [PairKeyLayout] {
+    var joined: Set<UInt32> = []
+    for (address, identity) in wanted.identities where found.identities[address] != identity { joined.insert(identity) }
+    // Blocks are a table as a whole: the same range in another one is the same.
+    func anywhere(_ key: RangeKeyLayout) -> RangeKeyLayout {
+      var key = key
+      key.table = 0
+      return key
+    }
+    var known: [RangeKeyLayout: Set<UInt32>] = [:]
+    for (key, identity) in found.blocks { known[anywhere(key), default: []].insert(identity) }
+    for (key, identity) in wanted.blocks where known[anywhere(key)]?.contains(identity) != true {
+      joined.insert(identity)
+    }
+    return found.pairs.keys.filter { wanted.pairs[$0] == nil && joined.contains($0.identity) }
   }
 }
 
@@ -136,19 +160,19 @@ struct PacketChange {
   init(_ delta: TableDelta, after tables: Tables, from old: DeviceDirectory, to devices: DeviceDirectory) {
     for (name, change) in delta.endpoints {
       if let endpoint = change.old, let device = old[name] {
-        before.endpoints[device.index] = EndpointLayout(endpoint, gateway: device.mac)
+        before.endpoints[device.index] = EndpointLayout(endpoint)
         // Another device may have got the number of one that went.
         for other in devices.names(of: device.index) where other != name {
           guard let endpoint = tables.node.endpoints[other], let device = devices[other] else { continue }
-          after.endpoints[device.index] = EndpointLayout(endpoint, gateway: device.mac)
+          after.endpoints[device.index] = EndpointLayout(endpoint)
         }
       }
       if let endpoint = change.new, let device = devices[name] {
-        after.endpoints[device.index] = EndpointLayout(endpoint, gateway: device.mac)
+        after.endpoints[device.index] = EndpointLayout(endpoint)
       }
       for address in (change.old?.addresses ?? []) + (change.new?.addresses ?? []) {
         // Whatever stood there: the element is written or removed.
-        before.podDevices[AddressLayout(address)] = 0
+        before.podDevices[AddressLayout(address)] = PodDeviceLayout()
         after.podDevices[AddressLayout(address)] = PacketTable.podDevice(address, tables, devices)
       }
     }

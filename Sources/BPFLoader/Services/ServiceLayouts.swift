@@ -21,6 +21,11 @@ public struct AddressLayout: MapLayout {
       (word2, word3) = (UInt32(truncatingIfNeeded: low), UInt32(truncatingIfNeeded: low >> 32))
     }
   }
+  /// Whether it is the higher one in the order of flows' ends (`comes_after` in bpf/include/flows.h): by words as they lie
+  /// in memory.
+  func comes(after other: AddressLayout) -> Bool {
+    (word0, word1, word2, word3) > (other.word0, other.word1, other.word2, other.word3)
+  }
   public var address: IPAddress? {
     let words = [word0, word1, word2, word3].map { UInt64(UInt32(bigEndian: $0)) }
     if words[0] == 0, words[1] == 0, words[2] == 0xffff { return IPAddress(v4: UInt32(words[3])) }
@@ -87,12 +92,13 @@ public struct BackendSetLayout: MapLayout {
   var count: UInt32 = 0
   var affinity: UInt32 = 0
   var emptyAction: UInt8 = 0
-  var pad1: UInt8 = 0
-  var pad2: UInt16 = 0
+  var isHashed: UInt8 = 0
+  var pad: UInt16 = 0
 
   public init() {}
   public init(_ set: BackendSet) {
-    count = UInt32(set.backends.count)
+    count = UInt32(set.slotCount)
+    isHashed = set.maglev == nil ? 0 : 1
     affinity = set.affinityTimeout ?? 0
     emptyAction = set.emptyAction.rawValue
   }

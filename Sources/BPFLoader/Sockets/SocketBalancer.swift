@@ -29,9 +29,11 @@ public struct SocketBalancer: DataplaneEngine {
   ///   - servesPods: whether pods' sockets are translated too.
   ///   - isAlone: whether there are no packet programs that share the maps.
   ///   - attaches: whether sockets are served at all; else only the maps are kept.
+  ///   - bounds: of maps that should have others than the programs' files say.
+  /// - Throws: also where there is no map of a name in `bounds`.
   public init(
     pins: PinFolder, cgroup: String, hostCookie: UInt64, servesPods: Bool = true, isAlone: Bool = true,
-    attaches: Bool = true
+    attaches: Bool = true, bounds: MapBounds = MapBounds()
   )
     throws(SystemError)
   {
@@ -42,9 +44,12 @@ public struct SocketBalancer: DataplaneEngine {
     object = try BPFObject(.sock)
     try object.setConstant("can_set_error", features.socketErrors)
     let mapPins = MapPins(pins: pins)
-    try mapPins.adopt(into: object)
+    try MapBounds.check(bounds, against: [object, try BPFObject(.endpoint)])
+    try mapPins.setBounds(bounds, of: object)
+    let known = try mapPins.adopt(into: object)
     try object.load()
     try mapPins.pin(object)
+    try mapPins.carryOver(into: object, skipping: known)
     maps = try SocketMaps(object)
   }
 
@@ -73,7 +78,10 @@ public struct SocketBalancer: DataplaneEngine {
       drift.append(Drift(attaches ? .missing : .extra, "link \(program)"))
     }
     if attaches { try links.attach(object) } else { try links.detach(object) }
-    if isAlone { try MapPins(pins: pins).removeOthers(than: [object]) }
+    if isAlone {
+      try MapPins(pins: pins).carryOver(into: object)
+      try MapPins(pins: pins).removeOthers(than: [object])
+    }
     return (report, drift)
   }
 
@@ -91,9 +99,10 @@ public struct SocketBalancer: DataplaneEngine {
   /// Detaches and removes what any build of ours has pinned there.
   public static func cleanUp(_ pins: PinFolder) throws(SystemError) {
     let names = pins.names
-    for prefix in [DeviceLinks.prefix, CgroupLinks.prefix, MapPins.prefix] {
-      for name in names where name.hasPrefix(prefix) { try pins.remove(name) }
+    for prefix in [DeviceLinks.prefix, CgroupLinks.prefix] {
+      for name in names where name.hasPrefix(prefix) { try pins.removeLink(name) }
     }
+    for name in names where name.hasPrefix(MapPins.prefix) { try pins.remove(name) }
     pins.removeFolder()
   }
 

@@ -51,7 +51,7 @@ struct SocketTable {
 
   mutating func add(_ id: BackendSetID, _ set: BackendSet) {
     sets[SetKeyLayout(id)] = BackendSetLayout(set)
-    for (slot, backend) in set.backends.enumerated() { slots[SlotKeyLayout(id, slot)] = BackendLayout(backend) }
+    for (slot, backend) in set.slots.enumerated() { slots[SlotKeyLayout(id, slot)] = BackendLayout(backend) }
     for backend in set.draining { members[MemberKeyLayout(id, backend)] = Self.drains }
     for backend in set.backends { members[MemberKeyLayout(id, backend)] = Self.takesFlows }
   }

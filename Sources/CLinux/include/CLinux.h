@@ -28,4 +28,8 @@ int clinux_membarrier_global(void);
 
 /// Gives freed memory back to the system: after a large load the heap keeps it otherwise.
 void clinux_malloc_trim(void);
+
+/// Takes the pages of the program's own file out of this process: most of what a start touches is never touched again. What
+/// is comes back by itself.
+void clinux_release_program_pages(void);
 #endif

@@ -1,18 +1,5 @@
 import KubernetesObjects
 
-/// What a source of cluster objects reports, in order.
-public enum SourceEvent: Sendable {
-  /// Objects that changed together. `receivedAt`: when the cause was read from the kernel, or the first read began.
-  case changes([ObjectChange], receivedAt: ContinuousClock.Instant)
-  /// All problems of that file (or of the folder itself, under its path), replacing what was reported of it before.
-  /// Empty: it is healed, or gone.
-  case problems([ObjectProblem], file: String)
-  /// Everything that was there at the start has been reported.
-  case synced
-  /// How many objects of each kind Sluice does not read, over the whole folder; reported when it changes.
-  case ignoredKinds([String: Int])
-}
-
 /// A folder of manifests (`*.yaml`, `*.yml`, `*.json`; not the folders in it), followed live.
 ///
 /// Nothing that is in force is lost to a mistake: an object that turns bad keeps its last good version, a file with a
@@ -43,7 +30,7 @@ public final class ManifestFolder: Sendable {
 
   private func fail(_ continuation: AsyncStream<SourceEvent>.Continuation, _ message: String) {
     let problem = ObjectProblem(file: path, line: 0, object: "", field: "", message: message)
-    continuation.yield(.problems([problem], file: path))
+    continuation.yield(.problems([problem], place: path))
     continuation.finish()
   }
 }

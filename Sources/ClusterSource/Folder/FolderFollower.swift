@@ -89,7 +89,7 @@ struct FolderFollower {
     publish(receivedAt: receivedAt, bytesRead: bytes)
     if !isSynced {
       isSynced = true
-      emit(.synced)
+      emit(.synced(isRemembered: false))
     }
     return true
   }
@@ -141,7 +141,7 @@ struct FolderFollower {
     while let name = index.filesToReadAgain.min() { bytesRead += read(name) }
     let changes = index.takeChanges()
     if !changes.isEmpty { emit(.changes(changes, receivedAt: receivedAt)) }
-    for (file, problems) in index.takeProblems() { emit(.problems(problems, file: file)) }
+    for (file, problems) in index.takeProblems() { emit(.problems(problems, place: file)) }
     if let kinds = index.takeIgnoredKinds() { emit(.ignoredKinds(kinds)) }
     if bytesRead > 1 << 20 {
       decoder.forgetStrings()
@@ -153,7 +153,7 @@ struct FolderFollower {
     guard problem != folderProblem else { return }
     folderProblem = problem
     let problems = problem.map { ObjectProblem(file: path, line: 0, object: "", field: "", message: $0) }
-    emit(.problems(problems.map { [$0] } ?? [], file: path))
+    emit(.problems(problems.map { [$0] } ?? [], place: path))
   }
 }
 

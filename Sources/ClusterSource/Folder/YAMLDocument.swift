@@ -5,3 +5,8 @@ import KubernetesObjects
 public func parseYAMLDocument(_ bytes: [UInt8]) throws -> ManifestNode {
   try YAMLReader.documents(in: bytes[...], firstLine: 1).first ?? .mapping([], line: 1)
 }
+
+/// All documents of a file that is small enough to be held whole.
+package func parseYAMLDocuments(_ bytes: [UInt8]) throws -> [ManifestNode] {
+  try YAMLReader.documents(in: bytes[...], firstLine: 1)
+}

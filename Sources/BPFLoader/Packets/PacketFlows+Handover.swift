@@ -1,0 +1,135 @@
+import DataplaneModel
+import Glibc
+import Netlink
+import NetworkTypes
+
+/// A flow on its way from one engine to another.
+public struct HandedFlow: Sendable, Hashable {
+  /// As who began it sends.
+  public var original: ConntrackTuple
+  /// As answers come in: where it is not the mirror of `original`, it is translated.
+  public var reply: ConntrackTuple
+  public var state: FlowState
+  /// A process of this node began it.
+  public var isFromHost: Bool
+  /// Where its backend was chosen from; nil where it was not, or where that is no more.
+  public var set: BackendSetID?
+
+  public init(original: ConntrackTuple, reply: ConntrackTuple, state: FlowState, isFromHost: Bool, set: BackendSetID?) {
+    (self.original, self.reply, self.state) = (original, reply, state)
+    (self.isFromHost, self.set) = (isFromHost, set)
+  }
+
+  /// Between destination translation and masquerade: what policy judges.
+  public var judged: ConntrackTuple {
+    ConntrackTuple(
+      source: original.source, destination: reply.source, protocolNumber: original.protocolNumber,
+      sourcePort: original.sourcePort, destinationPort: reply.sourcePort)
+  }
+}
+
+extension HandedFlow {
+  public var isTranslated: Bool { reply != original.reversed }
+}
+
+/// Taking the packet path over from another engine, and handing it over.
+extension PacketFlows {
+  /// Of the programs that are in the kernel, whoever loaded them. nil where there are none, or another build's.
+  public init?(_ pins: PinFolder) throws(SystemError) {
+    guard let maps = try TrackingMaps(pins) else { return nil }
+    self.maps = maps
+  }
+
+  // MARK: Who has the packet path
+
+  /// Whether the programs let everything pass to another engine.
+  public var standsAside: Bool {
+    get throws(SystemError) { (try maps.state[PacketTable.State.mode] ?? 0) & Self.aside != 0 }
+  }
+
+  /// - Parameters:
+  ///   - aside: whether another engine has the packet path.
+  ///   - held: for how long pods' packets are held back, whoever has it. By then both engines' changes are done; or who
+  ///     makes them is dead, and what was in force before holds.
+  public func setMode(aside: Bool, held: Duration? = nil) throws(SystemError) {
+    var mode: UInt32 = aside ? Self.aside : 0
+    if let held {
+      let end = MonotonicClock.now + UInt64(held / .nanoseconds(1))
+      mode |= max(1, UInt32(truncatingIfNeeded: end >> Self.timeShift)) << 1
+    }
+    try maps.state.set(PacketTable.State.mode, mode)
+  }
+
+  /// `MODE_ASIDE` and `MODE_TIME_SHIFT`.
+  private static let aside: UInt32 = 1
+  private static let timeShift: UInt64 = 24
+
+  // MARK: Flows
+
+  /// Has the programs know these flows. They judge each at its next packet.
+  public func add(_ handed: [HandedFlow]) throws(SystemError) {
+    var flows: [(key: TupleLayout, value: FlowLayout)] = []
+    var attempts = flows
+    var translations: [(key: TupleLayout, value: TranslationLayout)] = []
+    let now = MonotonicClock.now
+    for flow in handed {
+      let judged = TupleLayout(flow.judged)
+      let (key, isFromSecond) = judged.ordered
+      var element = FlowLayout()
+      element.seen = now
+      if isFromSecond { element.flags |= FlowLayout.fromSecond }
+      if flow.isFromHost { element.flags |= FlowLayout.fromHost }
+      if flow.judged != flow.original {
+        element.flags |= FlowLayout.balanced
+        var translation = TranslationLayout()
+        translation.set = flow.set.map { SetKeyLayout($0) } ?? SetKeyLayout()
+        translation.to = judged
+        translations.append((TupleLayout(flow.original, step: TupleLayout.destinationStep), translation))
+        translation.to = TupleLayout(flow.original.reversed)
+        translations.append((judged.reversed.at(TupleLayout.sourceStep), translation))
+      }
+      if flow.judged.reversed != flow.reply {
+        element.flags |= FlowLayout.masqueraded
+        var translation = TranslationLayout()
+        translation.isMasquerade = 1
+        translation.to = judged.reversed
+        translations.append((TupleLayout(flow.reply, step: TupleLayout.destinationStep), translation))
+        translation.to = TupleLayout(flow.reply.reversed)
+        translations.append((judged.at(TupleLayout.sourceStep), translation))
+      }
+      element.state = flow.state.rawValue
+      if flow.state == .opening { attempts.append((key, element)) } else { flows.append((key, element)) }
+    }
+    try maps.translations.set(translations)
+    try maps.flows.set(flows)
+    try maps.attempts.set(attempts)
+  }
+
+  /// Every TCP, UDP and SCTP flow that was answered and is not over, as another engine can go on with it. One whose
+  /// translation a cache has lost is left out.
+  public func handed() throws(SystemError) -> [HandedFlow] {
+    let flows = try maps.flows.elements()
+    let translations = try maps.translations.elements()
+    let now = MonotonicClock.now
+    return flows.compactMap { key, flow in
+      guard !flow.isOver(proto: key.proto, at: now), flow.state == FlowState.open.rawValue,
+        L4Protocol(rawValue: key.proto) != nil
+      else { return nil }
+      let judged = flow.flags & FlowLayout.fromSecond == 0 ? key : key.reversed
+      var (original, reply) = (judged, judged.reversed)
+      var set: BackendSetID?
+      if flow.flags & FlowLayout.balanced != 0 {
+        guard let answers = translations[judged.reversed.at(TupleLayout.sourceStep)] else { return nil }
+        original = answers.to.reversed
+        set = BackendSetID(answers.set)
+      }
+      if flow.flags & FlowLayout.masqueraded != 0 {
+        guard let leaves = translations[judged.at(TupleLayout.sourceStep)] else { return nil }
+        reply = leaves.to.reversed
+      }
+      guard let original = original.conntrackTuple, let reply = reply.conntrackTuple else { return nil }
+      return HandedFlow(
+        original: original, reply: reply, state: .open, isFromHost: flow.flags & FlowLayout.fromHost != 0, set: set)
+    }
+  }
+}

@@ -1,0 +1,32 @@
+import KubernetesObjects
+
+/// A kind of object that the double serves.
+package struct ServedKind: Hashable, Sendable {
+  package var group: String
+  package var version: String
+  package var kind: String
+  package var plural: String
+  package var isNamespaced: Bool
+
+  package var apiVersion: String { group.isEmpty ? version : "\(group)/\(version)" }
+
+  /// Beneath which its objects are: `/api/v1`, `/apis/discovery.k8s.io/v1`.
+  package var root: String { group.isEmpty ? "/api/\(version)" : "/apis/\(group)/\(version)" }
+
+  init(_ group: String, _ kind: String, _ plural: String, isNamespaced: Bool = true) {
+    (self.group, version, self.kind, self.plural, self.isNamespaced) = (group, "v1", kind, plural, isNamespaced)
+  }
+
+  package static let namespace = ServedKind("", "Namespace", "namespaces", isNamespaced: false)
+  package static let node = ServedKind("", "Node", "nodes", isNamespaced: false)
+  package static let pod = ServedKind("", "Pod", "pods")
+  package static let service = ServedKind("", "Service", "services")
+  package static let endpointSlice = ServedKind("discovery.k8s.io", "EndpointSlice", "endpointslices")
+  package static let networkPolicy = ServedKind("networking.k8s.io", "NetworkPolicy", "networkpolicies")
+  package static let serviceCIDR = ServedKind("networking.k8s.io", "ServiceCIDR", "servicecidrs", isNamespaced: false)
+
+  package static let all = [namespace, node, pod, service, endpointSlice, networkPolicy, serviceCIDR]
+
+  /// nil: no protobuf is spoken of it.
+  var decodedKind: ObjectKind? { ObjectKind(rawValue: kind) }
+}

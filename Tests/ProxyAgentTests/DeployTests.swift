@@ -1,0 +1,102 @@
+import ArgumentParser
+import Foundation
+import KubernetesObjects
+import Testing
+
+@testable import ClusterSource
+@testable import ProxyAgent
+
+/// What stands in `deploy/`, against the agent that it deploys.
+@Suite("What deploys the agent")
+struct DeployTests {
+  private static func text(_ name: String) throws -> [UInt8] {
+    // Tests/ProxyAgentTests/DeployTests.swift -> the package's folder.
+    let root = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
+      .deletingLastPathComponent()
+    return Array(try Data(contentsOf: root.appendingPathComponent("deploy/\(name)")))
+  }
+
+  private static func object(_ name: String) throws -> ManifestNode {
+    try parseYAMLDocument(try text("kubernetes/\(name).yaml"))
+  }
+
+  @Test("the role lists and watches the kinds that the agent follows, and nothing else")
+  func role() throws {
+    var granted: Set<String> = []
+    for rule in try #require(Self.object("cluster-role")["rules"]?.list) {
+      for group in try #require(rule["apiGroups"]?.texts) {
+        for resource in try #require(rule["resources"]?.texts) {
+          for verb in try #require(rule["verbs"]?.texts) { granted.insert("\(verb) \(group)/\(resource)") }
+        }
+      }
+    }
+    let wanted = ObjectKind.allCases.flatMap { kind in
+      ["list", "watch"].map { "\($0) \(kind.apiGroup)/\(kind.plural)" }
+    }
+    #expect(granted == Set(wanted))
+    let subject = try #require(Self.object("cluster-role-binding")["subjects"]?.list?.first)
+    let account = try Self.object("service-account")["metadata"]
+    #expect(subject["name"]?.textValue == account?["name"]?.textValue)
+    #expect(subject["namespace"]?.textValue == account?["namespace"]?.textValue)
+  }
+
+  @Test("the agent takes the command lines and the config file; all objects are in the kustomization")
+  func settings() throws {
+    let spec = try #require(Self.object("daemon-set")["spec"]?["template"]?["spec"])
+    let prepare = try #require(spec["initContainers"]?.list?.first?["command"]?.texts)
+    let preparing = try SluiceAgent.parse(Array(prepare.dropFirst()))
+    #expect(preparing.prepare && preparing.cniBinDir == "/host/cni-bin")
+
+    let run = try #require(spec["containers"]?.list?.first?["command"]?.texts)
+    let file = try #require(Self.object("config-map")["data"]?["agent.yaml"]?.textValue)
+    let line = run.dropFirst().map { $0 == "$(NODE_NAME)" ? "node1" : $0 }
+    let flags = try SluiceAgent.parse(line + ["--kubeconfig", "/etc/kubeconfig"]).options
+    let configuration = try AgentConfiguration(flags) { flag, path in
+      flag == "--config" && path == "/etc/sluice/agent.yaml" ? Array(file.utf8) : AgentSourceTests.kubeconfig
+    }
+    #expect(configuration.nodeName == "node1" && configuration.cgroup == "/host/cgroup")
+    #expect(configuration.source.description == "https://api-server.invalid:6443")
+
+    let unit = String(decoding: try Self.text("systemd/sluice-agent.service"), as: UTF8.self)
+    let start = try #require(unit.split(separator: "\n").first { $0.hasPrefix("ExecStart=") })
+    #expect(try SluiceAgent.parse(start.split(separator: " ").dropFirst().map(String.init)).options.config != nil)
+
+    let folder = URL(fileURLWithPath: #filePath).deletingLastPathComponent().appendingPathComponent(
+      "../../deploy/kubernetes")
+    let files = try FileManager.default.contentsOfDirectory(atPath: folder.path).filter { $0 != "kustomization.yaml" }
+    #expect(try Self.object("kustomization")["resources"]?.texts?.sorted() == files.sorted())
+  }
+
+  @Test("who runs for long is not privileged, may write where it has to, and never sees the runtime's plugins")
+  func rights() throws {
+    let spec = try #require(Self.object("daemon-set")["spec"]?["template"]?["spec"])
+    let agent = try #require(spec["containers"]?.list?.first)
+    #expect(try #require(spec["containers"]?.list).count == 1)
+    let security = try #require(agent["securityContext"])
+    #expect(security["privileged"] == nil && security["allowPrivilegeEscalation"]?.textValue == "false")
+    #expect(security["readOnlyRootFilesystem"]?.textValue == "true")
+    #expect(security["capabilities"]?["drop"]?.texts == ["ALL"])
+    let added = try #require(security["capabilities"]?["add"]?.texts)
+    let unit = String(decoding: try Self.text("systemd/sluice-agent.service"), as: UTF8.self)
+    let bounds = try #require(unit.split(separator: "\n").first { $0.hasPrefix("CapabilityBoundingSet=") })
+    #expect(Set(bounds.dropFirst(22).split(separator: " ").map { String($0.dropFirst(4)) }) == Set(added))
+    var mounts: [String: String] = [:]
+    for mount in try #require(agent["volumeMounts"]?.list) {
+      mounts[try #require(mount["mountPath"]?.textValue)] = try #require(mount["name"]?.textValue)
+    }
+    for volume in try #require(spec["volumes"]?.list) {
+      guard let path = volume["hostPath"]?["path"]?.textValue else { continue }
+      #expect(!path.contains("cni/bin") || !mounts.values.contains(volume["name"]?.textValue ?? ""))
+    }
+    for path in ["/var/lib/sluice", "/run/sluice", "/etc/cni/net.d", "/sys/fs/bpf", "/run/netns", "/host/cgroup"] {
+      #expect(mounts[path] != nil, "\(path)")
+    }
+  }
+}
+
+extension ManifestNode {
+  fileprivate var list: [ManifestNode]? {
+    if case .sequence(let items, _) = self { items } else { nil }
+  }
+  fileprivate var texts: [String]? { list?.compactMap(\.textValue) }
+}
