@@ -28,7 +28,8 @@ package struct ManifestMirror {
   /// Looks for what changed; that costs one look at each file.
   package mutating func update() {
     let names = Set((try? LocalFile.names(in: folder)) ?? []).filter { !$0.hasPrefix(".") }
-    for name in held.keys where !names.contains(name) {
+    // A file that is replaced while the folder is listed need not occur in the list.
+    for name in held.keys where !names.contains(name) && access("\(folder)/\(name)", F_OK) != 0 {
       replace(name, by: [:])
       held[name] = nil
       stamps[name] = nil

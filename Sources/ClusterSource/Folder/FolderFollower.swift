@@ -80,7 +80,8 @@ struct FolderFollower {
       return false
     }
     var bytes = 0
-    for name in index.fileNames where !names.contains(name) { remove(name) }
+    // Asked for by name: a file that is replaced while a folder is listed need not occur in the list.
+    for name in index.fileNames where !names.contains(name) { bytes += read(name) }
     for name in names.sorted() {
       if let known = stamps[name], file(name).stamp == known { continue }
       bytes += read(name)
