@@ -28,6 +28,11 @@ final class FaultyServer: APIServerConnection {
     var now = Duration.zero
     var slept = Duration.zero
     var requests = 0
+    /// Of what the follower did: asking, reading, sleeping.
+    var steps = 0
+    var changes = 0
+    /// What the list that is being told was when it began.
+    var snapshot: (version: Int, objects: [(name: String, label: Int)]) = (0, [])
 
     mutating func chance(_ percent: Int) -> Bool { Int.random(in: 0..<100, using: &random) < percent }
     mutating func fault(_ fault: Fault, _ percent: Int) -> Bool {
@@ -60,6 +65,7 @@ final class FaultyServer: APIServerConnection {
         self.state.withLock {
           $0.now += duration
           $0.slept += duration
+          $0.steps += 1
         }
         await Task.yield()
       }, random: { SeededGenerator(seed: seed) })
@@ -76,10 +82,16 @@ final class FaultyServer: APIServerConnection {
 
   func calmDown() { state.withLock { $0.isCalm = true } }
 
+  /// As `change`, but not more often than the follower takes a step: on a busy machine it would be behind for ever.
+  func changeInTime() {
+    if state.withLock({ $0.changes <= $0.steps }) { change() }
+  }
+
   /// One object comes, changes or goes.
   func change() {
     state.withLock { state in
       state.version += 1
+      state.changes += 1
       let name = "n\(Int.random(in: 0..<900, using: &state.random))"
       let old = state.labels[name]
       if let old, state.chance(40) {
@@ -100,6 +112,7 @@ final class FaultyServer: APIServerConnection {
   func get(_ request: ObjectRequest) async throws -> APIAnswer {
     try state.withLock { state in
       state.requests += 1
+      state.steps += 1
       guard isServed else { throw APIStatus(code: 404, reason: "NotFound", message: "no such kind") }
       if state.fault(.unreachable, 5) { throw Unreachable() }
       if state.fault(.serverError, 4) { throw APIStatus(code: 500, reason: "InternalError", message: "etcd") }
@@ -139,21 +152,22 @@ final class FaultyServer: APIServerConnection {
     return "{\"type\":\"BOOKMARK\",\"object\":{\"metadata\":{\"resourceVersion\":\"\(version)\"\(annotations)}}}\n"
   }
 
-  /// Pages are of the objects as they are, in order of their names, each asking on behind the last: what a real server does
-  /// by a snapshot. A page behind a change would not be consistent, so a change ends the list as a compaction does.
+  /// Pages are of the objects as they were when the list began, in order of their names.
   private func list(_ next: String, _ state: inout State) -> String {
     let parts = next.split(separator: "/")
-    let sorted = state.labels.sorted { $0.key < $1.key }
-    if let version = parts.first, version != "\(state.version)" {
+    if next.isEmpty {
+      state.snapshot = (state.version, state.labels.sorted { $0.key < $1.key }.map { ($0.key, $0.value) })
+    } else if parts.first != "\(state.snapshot.version)" {
       return "{\"metadata\":{},\"items\":[]"
     }
+    let (version, sorted) = state.snapshot
     let start = parts.count == 2 ? Int(parts[1]) ?? 0 : 0
     let page = sorted[min(start, sorted.count)...].prefix(ObjectRequest.pageSize)
-    let items = page.map { state.object($0.key, $0.value, $0.value) }.joined(separator: ",")
+    let items = page.map { state.object($0.name, $0.label, $0.label) }.joined(separator: ",")
     let end = start + page.count
-    let token = end < sorted.count ? ",\"continue\":\"\(state.version)/\(end)\"" : ""
+    let token = end < sorted.count ? ",\"continue\":\"\(version)/\(end)\"" : ""
     return
-      "{\"kind\":\"NamespaceList\",\"metadata\":{\"resourceVersion\":\"\(state.version)\"\(token)},\"items\":[\(items)]}"
+      "{\"kind\":\"NamespaceList\",\"metadata\":{\"resourceVersion\":\"\(version)\"\(token)},\"items\":[\(items)]}"
   }
 
   /// - Parameter more: the version from which on a watch goes on with what comes; nil: nothing does.
@@ -182,6 +196,7 @@ final class FaultyServer: APIServerConnection {
   private func next(_ body: Body) async throws -> [UInt8]? {
     while true {
       try Task.checkCancellation()
+      state.withLock { $0.steps += 1 }
       if !body.rest.isEmpty {
         let count = state.withLock { Int.random(in: 1...max(1, body.rest.count / 2), using: &$0.random) }
         defer { body.rest = body.rest.dropFirst(count) }
