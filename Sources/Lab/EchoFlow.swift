@@ -35,6 +35,8 @@ public struct EchoFlowReport: Sendable {
   /// Errors that the flow survived.
   public var errors = 0
   public var gaps: [Gap] = []
+  /// When datagrams were sent that nothing ever answered, in milliseconds since the flow began. UDP only.
+  public var lostAtMilliseconds: [Int] = []
   public var longestSilenceMilliseconds = 0
   /// Why the flow ended early; nil when it lived until it was stopped.
   public var broken: ProbeOutcome?
@@ -50,6 +52,7 @@ public struct EchoFlowReport: Sendable {
       "sent": .int(Int64(sent)), "received": .int(Int64(received)), "errors": .int(Int64(errors)),
       "gaps": .array(
         gaps.map { ["at_ms": .int(Int64($0.atMilliseconds)), "length_ms": .int(Int64($0.lengthMilliseconds))] }),
+      "lost_at_ms": .array(lostAtMilliseconds.map { .int(Int64($0)) }),
       "longest_silence_ms": .int(Int64(longestSilenceMilliseconds)),
       "broken": broken.map { .string($0.description) } ?? .null,
       "broken_at_ms": brokenAtMilliseconds.map { .int(Int64($0)) } ?? .null,
@@ -67,6 +70,9 @@ public struct EchoFlow {
     var input: [UInt8] = []
     /// When the oldest message that has no answer yet was sent; nil when all are answered.
     var waitingSince: UInt64?
+    /// When datagrams without an answer were sent, by number.
+    var unanswered: [Int: UInt64] = [:]
+    var lastSent = 0
     var greeted = false
 
     init(_ socket: Socket?) { self.socket = socket }
@@ -98,6 +104,8 @@ public struct EchoFlow {
     receive(states, until: monotonicNanoseconds() + UInt64(spec.gapMilliseconds) * 1_000_000, begin, spec, &buffer)
     return states.map { state in
       if let since = state.waitingSince { note(silenceSince: since, monotonicNanoseconds(), begin, spec, state) }
+      let lost = state.unanswered.values.sorted()
+      state.report.lostAtMilliseconds = lost.map { $0 > begin ? Int(($0 - begin) / 1_000_000) : 0 }
       return state.report
     }
   }
@@ -139,6 +147,10 @@ public struct EchoFlow {
     // EPERM: taken by netfilter on the way out; see Probe.
     if count >= 0 || count == -Int(EPERM) {
       state.report.sent += 1
+      if spec.mode == .udp {
+        state.unanswered[tick] = monotonicNanoseconds()
+        state.lastSent = tick
+      }
       if state.waitingSince == nil { state.waitingSince = now }
     } else if count != -Int(EAGAIN) {
       fail(state, Int32(-count), now, begin, spec)
@@ -188,6 +200,7 @@ public struct EchoFlow {
     _ state: State, isDatagram: Bool, _ now: UInt64, _ begin: UInt64, _ spec: EchoFlowSpec
   ) {
     var answers = 0
+    var answered: Int?
     if isDatagram || !state.greeted, let greeting = Greeting(state.input) {
       state.greeted = true
       state.report.client = greeting.client
@@ -195,6 +208,8 @@ public struct EchoFlow {
       if !state.report.pods.contains(greeting.pod) { state.report.pods.append(greeting.pod) }
       if isDatagram {
         answers = 1
+        answered = (state.input.firstIndex(of: UInt8(ascii: "\n")))
+          .flatMap { Int(String(decoding: state.input[($0 + 1)...].dropLast(), as: UTF8.self)) }
         state.input = []
       } else if let end = state.input.firstIndex(of: UInt8(ascii: "\n")) {
         state.input.removeSubrange(...end)
@@ -207,7 +222,10 @@ public struct EchoFlow {
     guard answers > 0 else { return }
     state.report.received += answers
     if let since = state.waitingSince { note(silenceSince: since, now, begin, spec, state) }
-    state.waitingSince = state.report.received < state.report.sent ? now : nil
+    // A datagram that was lost is not waited for once a later one is answered.
+    let waits = isDatagram ? answered != state.lastSent : state.report.received < state.report.sent
+    state.waitingSince = waits ? now : nil
+    if let answered { state.unanswered[answered] = nil }
   }
 
   private static func note(

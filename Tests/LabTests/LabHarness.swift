@@ -150,6 +150,7 @@ enum LabHarness {
     for flow in flows {
       #expect(flow.broken == nil, sourceLocation: sourceLocation)
       #expect(flow.gaps == [], sourceLocation: sourceLocation)
+      #expect(flow.lostAtMilliseconds == [], sourceLocation: sourceLocation)
       #expect(flow.sent == flow.received, sourceLocation: sourceLocation)
       #expect(flow.sent > 0, "a flow that sent nothing proves nothing", sourceLocation: sourceLocation)
     }
