@@ -117,6 +117,11 @@ extension Reconciler {
       "ignoredKinds": .object(
         JSONObject(ignoredKinds.sorted { $0.key < $1.key }.map { ($0.key, .int(Int64($0.value))) })),
     ]
+    let versions = progress.resourceVersions
+    if !versions.isEmpty {
+      status["resourceVersions"] = .object(
+        JSONObject(versions.map { ($0.key, .string($0.value)) }.sorted { $0.0 < $1.0 }))
+    }
     if let reach {
       let seconds = JSONValue.int((clock.now - reach.since).components.seconds)
       switch reach.state {

@@ -65,6 +65,8 @@ actor Reconciler {
   var ignoredKinds: [String: Int] = [:]
   /// Whether the source tells of changes, and since when it does or does not; nil: nothing has been heard of that.
   var reach: (state: SourceReach, since: ContinuousClock.Instant)?
+  /// Of an API server's objects.
+  nonisolated let progress = SourceProgress()
   var lastFailure: String?
   /// Who may change our tables in the kernel, as of the last resync.
   var tableAccess: TableAccess?

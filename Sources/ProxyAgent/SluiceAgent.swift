@@ -135,7 +135,9 @@ private struct FollowSource: Service {
       let folder = AgentConfiguration.objectFolder(stateDir: configuration.stateDir)
       try LocalFile.createDirectories(folder)
       await cancelWhenGracefulShutdown {
-        await APIServerSource(access: access, journalFolder: folder).run { await reconciler.handle($0) }
+        await APIServerSource(access: access, journalFolder: folder, progress: reconciler.progress).run {
+          await reconciler.handle($0)
+        }
       }
     }
   }

@@ -29,6 +29,8 @@ package final class ObjectStore: Sendable {
   private struct State {
     var version = 1000
     var objects: [ServedKind: [Name: JSONValue]] = [:]
+    /// Every watch tells of it, also where nothing happened that it is about.
+    var announced = 0
     /// One for each version beyond `horizon`, in order.
     var log: [Event] = []
     /// Of the newest change that is forgotten.
@@ -106,6 +108,17 @@ package final class ObjectStore: Sendable {
       state.log.removeFirst(gone)
     }
   }
+
+  /// Has every watch send a bookmark: who hears of this version on all its watches knows all there is by now.
+  package func announce() -> Int {
+    state.withLock { state in
+      state.announced = state.version
+      for watcher in state.watchers.values { watcher.yield() }
+      return state.version
+    }
+  }
+
+  var announced: Int { state.withLock { $0.announced } }
 
   // MARK: Looking
 

@@ -34,6 +34,7 @@ struct WatchAnswer: Sendable {
     } else {
       position = try await sendState(send)
     }
+    var announced = position
     var nextBookmark = clock.now + bookmarkInterval
     let news = store.news()
     let ticks = Task {
@@ -62,7 +63,9 @@ struct WatchAnswer: Sendable {
         }
         try await send(frame)
       }
-      if request.allowsBookmarks, clock.now >= nextBookmark {
+      let wanted = store.announced
+      if request.allowsBookmarks, clock.now >= nextBookmark || wanted > announced && position >= wanted {
+        announced = wanted
         nextBookmark = clock.now + bookmarkInterval
         try await send(bookmark(position, isEndOfList: false))
       }

@@ -34,9 +34,16 @@ struct APIServerProgram: AsyncParsableCommand {
     // Last: who waits for it may go on.
     try LocalFile.replace("\(folder)/kubeconfig", with: Array(kubeconfig(certificates).utf8))
     var turns = 0
+    var told: String?
     while true {
       try await Task.sleep(for: .milliseconds(10))
+      // Read before: what was written earlier is seen by this look.
+      let barrier = try LocalFile.read("\(folder)/barrier").map { String(decoding: $0, as: UTF8.self) }
       mirror.update()
+      if let barrier, barrier != told {
+        told = barrier
+        try LocalFile.replace("\(folder)/version", with: Array("\(barrier) \(double.store.announce())".utf8))
+      }
       turns += 1
       if faults != nil, turns % 100 == 0 { try misbehave(double, second: turns / 100) }
     }

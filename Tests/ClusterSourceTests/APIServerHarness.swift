@@ -80,13 +80,14 @@ final class Account: Sendable {
 /// A source that is followed for as long as this lives.
 final class Following: Sendable {
   let account = Account()
+  let progress = SourceProgress()
   private let task: Task<Void, Never>
 
   init(
     _ access: APIServerAccess, journal: String? = nil, limits: HTTPSession.Limits = .init(),
     patience: Duration = .seconds(5), hurry: Double = 1, tell: @escaping @Sendable (SourceEvent) -> Void = { _ in }
   ) {
-    var source = APIServerSource(access: access, journalFolder: journal)
+    var source = APIServerSource(access: access, journalFolder: journal, progress: progress)
     source.patience = patience
     var surroundings = FollowerSurroundings.real
     surroundings.sleep = { try await Task.sleep(for: $0 / hurry) }
@@ -96,6 +97,16 @@ final class Following: Sendable {
         account.take($0)
       }
     }
+  }
+
+  /// Waits until of every kind all is taken in up to a version, and no more is claimed.
+  func reached(_ version: Int) async throws {
+    for _ in 0..<4000 {
+      let versions = progress.resourceVersions.values.map { Int($0) ?? -1 }
+      if versions.count == ObjectKind.allCases.count, versions.allSatisfy({ $0 == version }) { return }
+      try await Task.sleep(for: .milliseconds(5))
+    }
+    throw Account.TimedOut(description: "not all have reached \(version): \(progress.resourceVersions)")
   }
 
   func stop() async {

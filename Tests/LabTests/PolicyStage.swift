@@ -156,6 +156,7 @@ final class PolicyStage {
 
   /// Waits until everything is as expected, at most three seconds, and then looks whether it stays so.
   func expect(_ expectations: PolicyExpectation..., sourceLocation: SourceLocation = #_sourceLocation) throws {
+    try lab.awaitAPIServer()
     let deadline = monotonicNanoseconds() + 3_000_000_000
     while try !disagreements(expectations).isEmpty, monotonicNanoseconds() < deadline {}
     let wrong = try disagreements(expectations)

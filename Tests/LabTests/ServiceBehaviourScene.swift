@@ -147,6 +147,8 @@ final class ServiceScene {
   ///
   /// Changes are handled in order: a Service written last is there when all that came before is.
   func sync() throws {
+    // Services and slices are not all that counts: pods, nodes.
+    try lab.awaitAPIServer()
     barrier += 1
     let number = barrier
     try lab.apply(

@@ -13,10 +13,12 @@ public struct APIServerSource: Sendable {
   /// How long servers may take to answer, at the start, before what an earlier agent knew is put in force.
   public var patience = Duration.seconds(5)
   public var kinds = ObjectKind.allCases
+  public let progress: SourceProgress
 
-  public init(access: APIServerAccess, journalFolder: String? = nil) {
+  public init(access: APIServerAccess, journalFolder: String? = nil, progress: SourceProgress = SourceProgress()) {
     self.access = access
     self.journalFolder = journalFolder
+    self.progress = progress
   }
 
   /// What earlier agents knew is forgotten.
@@ -40,7 +42,8 @@ public struct APIServerSource: Sendable {
         group.addTask {
           let journal = journalFolder.map { ObjectJournal(folder: $0, kind: kind, cluster: access.clusterName) }
           var follower = KindFollower(
-            kind, connection: connection, surroundings: surroundings, journal: journal, alarm: alarm
+            kind, connection: connection, surroundings: surroundings, journal: journal, alarm: alarm,
+            progress: progress
           ) { await joint.take($0, of: kind) }
           await follower.run()
         }

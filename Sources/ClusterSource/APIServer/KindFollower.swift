@@ -49,6 +49,7 @@ struct KindFollower {
   private let surroundings: FollowerSurroundings
   private let journal: ObjectJournal?
   private let alarm: Alarm?
+  private let progress: SourceProgress?
   private let emit: @Sendable (KindEvent) async -> Void
   private let decoder = ObjectDecoder()
 
@@ -77,13 +78,15 @@ struct KindFollower {
 
   init(
     _ kind: ObjectKind, connection: any APIServerConnection, surroundings: FollowerSurroundings = .real,
-    journal: ObjectJournal? = nil, alarm: Alarm? = nil, emit: @escaping @Sendable (KindEvent) async -> Void
+    journal: ObjectJournal? = nil, alarm: Alarm? = nil, progress: SourceProgress? = nil,
+    emit: @escaping @Sendable (KindEvent) async -> Void
   ) {
     self.kind = kind
     self.connection = connection
     self.surroundings = surroundings
     self.journal = journal
     self.alarm = alarm
+    self.progress = progress
     self.emit = emit
     random = surroundings.random()
   }
@@ -164,6 +167,7 @@ struct KindFollower {
   private mutating func finishList(at version: String) async {
     await tellWhatIsGone()
     (self.version, newest) = (version, version)
+    progress?.note(kind, version)
     fruitless = 0
     journal?.endList(at: version, keeping: keptAsTheyWere)
     await checkJournal()
@@ -230,6 +234,7 @@ struct KindFollower {
         }
       }
       await tell(pending)
+      if !isListing { progress?.note(kind, newest) }
     }
     if isListing { throw WireProblem("the list ends before its end") }
     fruitless = 0
