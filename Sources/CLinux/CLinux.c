@@ -5,15 +5,18 @@
 #include <linux/membarrier.h>
 #include <malloc.h>
 #include <sched.h>
+#include <spawn.h>
 #include <stdint.h>
 #include <sys/mman.h>
-#include <unistd.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 int clinux_setns(int fd, int nstype) { return setns(fd, nstype); }
 int clinux_unshare(int flags) { return unshare(flags); }
 int clinux_pipe2(int ends[2], int flags) { return pipe2(ends, flags); }
+int clinux_spawn_closefrom(void *actions, int first) {
+  return posix_spawn_file_actions_addclosefrom_np(actions, first);
+}
 
 int clinux_membarrier_global(void) { return (int)syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0); }
 

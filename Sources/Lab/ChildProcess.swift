@@ -1,3 +1,4 @@
+import CLinux
 import Glibc
 import Netlink
 import Synchronization
@@ -73,7 +74,7 @@ public final class ChildProcess: Sendable {
   /// Starts a program. It begins life in its cgroup and namespaces, with no signal blocked, in a process group of its own
   /// (Ctrl-C in a terminal must reach the lab, which then ends its processes in order).
   ///
-  /// - Parameter descriptors: what the child sees as 0, 1, 2, 3…; nil is /dev/null.
+  /// - Parameter descriptors: what the child sees as 0, 1, 2, 3…; nil is /dev/null. It has no others.
   static func start(
     _ arguments: [String], name: String, in surroundings: Surroundings?, environment: [String: String] = [:],
     descriptors: [Int32?]
@@ -110,6 +111,8 @@ public final class ChildProcess: Sendable {
         posix_spawn_file_actions_addopen(&actions, Int32(target), "/dev/null", O_RDWR, 0)
       }
     }
+    // Of what was left open by whoever started this program: its reader would wait for an end that pods never come to.
+    clinux_spawn_closefrom(&actions, Int32(descriptors.count))
     var attributes = posix_spawnattr_t()
     posix_spawnattr_init(&attributes)
     defer { posix_spawnattr_destroy(&attributes) }

@@ -22,6 +22,8 @@
 int clinux_setns(int fd, int nstype);
 int clinux_unshare(int flags);
 int clinux_pipe2(int ends[2], int flags);
+/// The same of spawn.h's, for its posix_spawn_file_actions_t: what is started has no descriptor from this one on.
+int clinux_spawn_closefrom(void *actions, int first);
 
 /// membarrier(2) in its global form: returns when every RCU reader that ran at the call has ended (10-30 ms).
 int clinux_membarrier_global(void);
