@@ -2,6 +2,7 @@ import BPFLoader
 import ArgumentParser
 import ClusterSource
 import KubernetesObjects
+import Logging
 import NFTables
 import NetworkTypes
 
@@ -94,7 +95,13 @@ struct MapEntries: Sendable, Equatable, ExpressibleByArgument {
 enum OtherProxy: String, Sendable, CaseIterable, ExpressibleByArgument { case kubeProxy = "kube-proxy" }
 
 enum EngineName: String, Sendable, CaseIterable, ExpressibleByArgument { case nftables, ebpf }
-enum LogLevel: String, Sendable, CaseIterable, ExpressibleByArgument { case trace, debug, info, warning, error }
+enum LogLevel: String, Sendable, CaseIterable, ExpressibleByArgument {
+  case trace, debug, info, warning, error
+
+  var level: Logger.Level { Logger.Level(rawValue: rawValue) ?? .info }
+}
+
+extension LogFormat: ExpressibleByArgument {}
 
 /// Flags of `sluice-agent`. Every one is a key of the config file too; a flag given wins.
 struct AgentOptions: ParsableArguments {
@@ -139,6 +146,7 @@ struct AgentOptions: ParsableArguments {
   @Option(help: "Another Service proxy whose rules are in this node's kernel: is taken over from, then removed.")
   var migrateFrom: OtherProxy?
   @Option(help: "trace, debug, info (default), warning or error.") var logLevel: LogLevel?
+  @Option(help: "text (default), or json: one object a line.") var logFormat: LogFormat?
   @Option(help: "Config file (YAML) with these flags as keys, in camelCase.") var config: String?
 }
 
@@ -169,6 +177,7 @@ struct AgentConfiguration: Sendable {
   /// nil: an agent does not start beside another proxy's rules.
   var migratesFrom: OtherProxy?
   var logLevel: LogLevel
+  var logFormat: LogFormat
 
   /// Where what an API server told outlives the agent.
   static func objectFolder(stateDir: String) -> String { stateDir + "/objects" }
@@ -213,6 +222,7 @@ struct AgentConfiguration: Sendable {
     mapBounds = MapBounds(try (flags.bpfMapEntries ?? file.value("bpfMapEntries"))?.bounds ?? [:])
     migratesFrom = try flags.migrateFrom ?? file.value("migrateFrom")
     logLevel = try flags.logLevel ?? file.value("logLevel") ?? .info
+    logFormat = try flags.logFormat ?? file.value("logFormat") ?? .text
     guard socket.utf8.count < 108 else {
       throw ValidationError("--socket: '\(socket)' is longer than the 107 bytes a socket path may have")
     }
@@ -236,7 +246,8 @@ struct ConfigFile {
   private static let known: Set<String> = [
     "nodeName", "manifests", "kubeconfig", "context", "apiServer", "engine", "stateDir", "runDir", "socket",
     "metricsAddress", "healthzAddress",
-    "clusterCidr", "nodeportAddresses", "cniConfDir", "masqueradeEgress", "verifyInterval", "logLevel", "podWait",
+    "clusterCidr", "nodeportAddresses", "cniConfDir", "masqueradeEgress", "verifyInterval", "logLevel", "logFormat",
+    "podWait",
     "liveFlows", "conntrackMarkMask", "ownTables", "socketLb", "bpffs", "cgroup",
     "bpfMapEntries", "migrateFrom",
   ]

@@ -47,6 +47,19 @@ enum HTTPServers {
     router.get("v1/services/diff") { _, _ in
       await attempt { try await reconciler.serviceDiff() }
     }
+    router.get("v1/log-level") { _, _ in json(["level": .string(AgentLog.level.rawValue)]) }
+    router.put("v1/log-level") { request, _ in
+      let body = try await request.body.collect(upTo: 1 << 10)
+      return await attempt {
+        let text = try JSONValue(parsing: Array(body.readableBytesView))["level"]?.stringValue ?? ""
+        guard let level = LogLevel(rawValue: text) else {
+          throw RequestProblem(
+            "level", "'\(text)' is none of \(LogLevel.allCases.map(\.rawValue).joined(separator: ", "))")
+        }
+        AgentLog.level = level.level
+        return ["level": .string(text)]
+      }
+    }
     router.get("v1/endpoints") { _, _ in json(await reconciler.endpointList()) }
     router.post("v1/endpoints") { request, _ in
       let body = try await request.body.collect(upTo: 1 << 16)
@@ -74,6 +87,8 @@ enum HTTPServers {
   private static func attempt(_ body: () async throws -> JSONValue) async -> Response {
     do {
       return json(try await body())
+    } catch let problem as RequestProblem {
+      return json(["error": .string("\(problem)")], status: problem.status)
     } catch {
       return json(["error": .string("\(error)")], status: .serviceUnavailable)
     }

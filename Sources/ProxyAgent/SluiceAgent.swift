@@ -45,16 +45,13 @@ struct SluiceAgent: AsyncParsableCommand {
         throw ValidationError("\(flag): \(path): \(access(path, F_OK) == 0 ? "cannot be read" : "no such file")")
       }
     }
-    let level = Logger.Level(rawValue: configuration.logLevel.rawValue) ?? .info
-    LoggingSystem.bootstrap { label in
-      var handler = StreamLogHandler.standardError(label: label)
-      handler.logLevel = level
-      return handler
-    }
+    AgentLog.level = configuration.logLevel.level
+    let format = configuration.logFormat
+    LoggingSystem.bootstrap { AgentLog(label: $0, format: format) }
     let logger = Logger(label: "sluice-agent")
     // Hummingbird tells of every start and stop of a listener; that is our log's noise.
     var httpLogger = Logger(label: "http")
-    httpLogger.logLevel = max(level, .warning)
+    httpLogger.logLevel = .warning
     do {
       try await serve(configuration, logger, httpLogger)
     } catch let error as ExitCode {

@@ -14,7 +14,8 @@ struct Dpctl: ParsableCommand {
     version: "0.1.0",
     subcommands: [
       StatusCommand.self, MonitorCommand.self, ExplainCommand.self, ServiceCommand.self, EndpointCommand.self,
-      IdentityCommand.self, PolicyCommand.self, MapCommand.self, ConntrackCommand.self, LabCommand.self,
+      IdentityCommand.self, PolicyCommand.self, MapCommand.self, ConntrackCommand.self, LogLevelCommand.self,
+      LabCommand.self,
       CompletionCommand.self,
     ])
 

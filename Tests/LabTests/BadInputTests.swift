@@ -241,6 +241,10 @@ struct BadInputTests {
         (2, ["service", "get", "shop/NONE"], "NONE"), (2, ["frobnicate"], "frobnicate"),
         (2, ["service", "list", "--frob"], "--frob"), (2, ["status", "-o", "xml"], "xml"),
         (2, ["service", "get"], "service"), (2, ["status", "--timeout", "soon"], "soon"),
+        // How much a running agent logs.
+        (0, ["log-level"], "info"), (0, ["log-level", "warning"], ""), (0, ["log-level"], "warning"),
+        (2, ["log-level", "loud"], "'loud' is none of trace"), (0, ["log-level"], "warning"),
+        (0, ["log-level", "info"], ""),
         (3, ["status", "--socket", "/none"], "/none"), (3, ["service", "list", "--socket", "/none"], "/none"),
       ]
       for (status, arguments, expected) in cases {
