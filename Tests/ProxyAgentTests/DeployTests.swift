@@ -9,11 +9,12 @@ import Testing
 /// What stands in `deploy/`, against the agent that it deploys.
 @Suite("What deploys the agent")
 struct DeployTests {
+  /// Tests/ProxyAgentTests/DeployTests.swift -> the package's folder.
+  private static let root = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
+    .deletingLastPathComponent()
+
   private static func text(_ name: String) throws -> [UInt8] {
-    // Tests/ProxyAgentTests/DeployTests.swift -> the package's folder.
-    let root = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
-      .deletingLastPathComponent()
-    return Array(try Data(contentsOf: root.appendingPathComponent("deploy/\(name)")))
+    Array(try Data(contentsOf: root.appendingPathComponent("deploy/\(name)")))
   }
 
   private static func object(_ name: String) throws -> ManifestNode {
@@ -38,6 +39,33 @@ struct DeployTests {
     let account = try Self.object("service-account")["metadata"]
     #expect(subject["name"]?.textValue == account?["name"]?.textValue)
     #expect(subject["namespace"]?.textValue == account?["namespace"]?.textValue)
+  }
+
+  @Test("alerts and the dashboard are about metrics that agents tell")
+  func metrics() throws {
+    let told = try Self.names(in: Self.sources())
+    for file in ["prometheus/rules.yaml", "prometheus/dashboard.json"] {
+      let named = Self.names(in: String(decoding: try Self.text(file), as: UTF8.self))
+      #expect(named.count > 8)
+      #expect(named.subtracting(told) == [], "\(file)")
+    }
+  }
+
+  private static func names(in text: String) -> Set<String> {
+    var names: Set<String> = []
+    for match in text.matches(of: /(sluice|kubeproxy)_[a-z_]+[a-z]/) {
+      var name = String(match.output.0)
+      for part in ["_bucket", "_sum", "_count"] where name.hasSuffix(part) { name.removeLast(part.count) }
+      names.insert(name)
+    }
+    return names
+  }
+
+  /// Of the agent: each metric's name stands there once, as a whole.
+  private static func sources() throws -> String {
+    let folder = root.appendingPathComponent("Sources/ProxyAgent")
+    return try FileManager.default.contentsOfDirectory(at: folder, includingPropertiesForKeys: nil)
+      .filter { $0.pathExtension == "swift" }.map { try String(contentsOf: $0, encoding: .utf8) }.joined()
   }
 
   @Test("the agent takes the command lines and the config file; all objects are in the kustomization")
