@@ -9,7 +9,7 @@ DESTDIR ?=
 ENGINE ?= nftables
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help deps build run test check unit lab-test vm-test test-kernels policy-check fuzz format install uninstall clean
+.PHONY: help deps build run play test check unit lab-test vm-test test-kernels policy-check alert-check fuzz format install uninstall clean
 
 help: ## Print this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -25,8 +25,13 @@ run: build ## Bring up a cluster in namespaces, show Services at work, leave a c
 	@$(SUDO) bin/dpctl lab demo --engine $(ENGINE)
 
 # The last two keep one processor busy each.
+play: build ## Bring up a cluster with an API server and open a shell in which kubectl changes it (ENGINE=ebpf).
+	@command -v kubectl >/dev/null || scripts/dependencies kubernetes-client
+	@ENGINE=$(ENGINE) scripts/play
+
 test: build check lab-test ## Everything that CI runs: all the tests below.
 	@scripts/side-by-side scripts/vm-test scripts/policy-check
+	@scripts/alert-check
 
 check: deps ## Fast: format, lint, warnings as errors, unit and kernel tests.
 	@scripts/check
@@ -41,6 +46,9 @@ vm-test: build ## Tests that need a machine of their own: in virtual ones (fetch
 
 test-kernels: build ## Tests on every kernel that Sluice is for: 5.10, 6.1, 6.12, sid; half an hour (not part of make test).
 	@scripts/test-kernels
+
+alert-check: ## Try the alert rules with promtool (from Debian, unpacked, not installed).
+	@scripts/alert-check
 
 policy-check: deps ## Compare what policies mean with another program's reading (from PyPI).
 	@scripts/policy-check

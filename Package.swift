@@ -113,7 +113,7 @@ let package = Package(
     .target(
       name: "APIServerDouble",
       dependencies: [
-        "ClusterSource", "KubernetesObjects", "LocalAPI",
+        "ClusterSource", "KubernetesObjects", "LocalAPI", "NetworkTypes",
         .product(name: "Hummingbird", package: "hummingbird"),
         .product(name: "HummingbirdCore", package: "hummingbird"),
         .product(name: "HummingbirdHTTP2", package: "hummingbird"),

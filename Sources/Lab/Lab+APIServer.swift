@@ -22,7 +22,8 @@ extension Lab {
       [
         binary("apiserver-double"), "--host", "\(address)", "--port", "\(Self.apiServerPort)", "--manifests",
         state.manifests, "--folder", apiServerDirectory,
-      ], name: "API server", in: try surroundings(of: .switch), descriptors: [nil, output, output])
+      ] + (configuration.hasControllers ? ["--lab", name, "--dpctl", binary("dpctl")] : []), name: "API server",
+      in: try surroundings(of: .switch), descriptors: [nil, output, output])
     members.withLock { members in
       members.children.append(server)
       members.apiServer = server

@@ -92,7 +92,7 @@ extension Lab {
     for (field, value) in [("pod namespace", spec.pod.namespace), ("pod name", spec.pod.name)] {
       try LabConfiguration.validate(field, value)
     }
-    let uid = try Self.randomUUID()
+    let uid = try spec.uid ?? Self.randomUUID()
     let containerID = try (Self.randomUUID() + Self.randomUUID()).filter { $0 != "-" }
     let pod = LabPod(spec: spec, uid: uid, containerID: containerID)
     try members.withLock { members in

@@ -26,6 +26,8 @@ public struct LabConfiguration: Sendable {
   public var agentArguments: [String] = []
   /// Whether agents follow an API server, which serves the folder of manifests, instead of the folder.
   public var usesAPIServer = false
+  /// The API server's objects are changed by kubectl, not by the manifests: its controllers turn, and it runs the pods.
+  public var hasControllers = false
   /// The data plane: `--engine`.
   public var engine = "nftables"
   /// Whose connections are translated at the socket: `--socket-lb`; nil: what the engine does by itself.
@@ -154,6 +156,8 @@ public struct PodSpec: Sendable, Hashable {
   public var ports: [PodPort]
   /// What runs in it; nil is the built-in server on `ports`.
   public var command: [String]?
+  /// Of the Pod object where somebody else has made it; nil: a new one.
+  public var uid: String?
   /// Whether it counts as ready as soon as its server listens.
   public var startsReady = true
 

@@ -49,6 +49,7 @@ struct LabState: Sendable {
       "name": .string(configuration.name), "nodes": .array(nodes), "binDirectory": .string(configuration.binDirectory),
       "startsAgents": .bool(configuration.startsAgents), "engine": .string(configuration.engine),
       "usesAPIServer": .bool(configuration.usesAPIServer),
+      "hasControllers": .bool(configuration.hasControllers),
       "socketLB": configuration.socketLB.map { .string($0) } ?? .null,
       "agentArguments": .array(configuration.agentArguments.map { .string($0) }),
     ]
@@ -70,6 +71,7 @@ struct LabState: Sendable {
     var configuration = LabConfiguration(name: name, nodes: specs, binDirectory: binDirectory)
     configuration.startsAgents = json["startsAgents"]?.boolValue ?? true
     configuration.usesAPIServer = json["usesAPIServer"]?.boolValue ?? false
+    configuration.hasControllers = json["hasControllers"]?.boolValue ?? false
     configuration.engine = json["engine"]?.stringValue ?? configuration.engine
     configuration.socketLB = json["socketLB"]?.stringValue
     configuration.agentArguments = json["agentArguments"]?.arrayValue?.compactMap(\.stringValue) ?? []

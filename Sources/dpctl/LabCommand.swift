@@ -44,8 +44,16 @@ struct LabUp: ParsableCommand {
   var noAgents = false
   @Flag(name: .long, help: "The agents follow an API server for tests, which serves the lab's manifests.")
   var apiServer = false
+  @Flag(
+    name: .long,
+    help: "With --api-server: kubectl changes the API server's objects, Deployments and Services are acted upon.")
+  var controllers = false
   @Flag(name: .long, help: "Stay until Ctrl-C, then take the lab down.")
   var foreground = false
+
+  func validate() throws {
+    if controllers, !apiServer { throw ValidationError("--controllers: needs --api-server") }
+  }
 
   func run() throws {
     var configuration = LabConfiguration(name: name.name, nodes: nodes, binDirectory: try binaries.directory())
@@ -53,6 +61,7 @@ struct LabUp: ParsableCommand {
     configuration.engine = engine
     configuration.socketLB = socketLb
     configuration.usesAPIServer = apiServer
+    configuration.hasControllers = controllers
     let lab = try Lab(configuration)
     let signals = LabSignals(interrupting: lab)
     let begin = monotonicNanoseconds()

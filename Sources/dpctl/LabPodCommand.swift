@@ -24,6 +24,8 @@ struct LabPodAdd: ParsableCommand {
     name: .long, parsing: .upToNextOption,
     help: "Ports, name:tcp|udp:number; a TCP port named http… answers HTTP, others greet and echo.")
   var port: [String] = []
+  @Option(name: .long, help: "The Pod object's uid, where an API server has one.")
+  var uid: String?
 
   func run() throws {
     guard let podName = PodName(pod) else { throw ValidationError("\"\(pod)\" is not namespace/name") }
@@ -40,6 +42,7 @@ struct LabPodAdd: ParsableCommand {
       else { throw ValidationError("port \"\(text)\" is not name:tcp|udp:number") }
       spec.ports.append(PodPort(String(parts[0]), transport, number))
     }
+    spec.uid = uid
     let added = try Lab(attachingTo: name.name).addPod(spec)
     print("pod \(added.name) on \(added.node): \(added.addresses.map(\.description).joined(separator: " "))")
   }

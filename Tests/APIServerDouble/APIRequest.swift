@@ -3,13 +3,15 @@ import Foundation
 /// What a request asks of which objects, by https://kubernetes.io/docs/reference/using-api/api-concepts. What a real server
 /// refuses is refused.
 struct APIRequest: Sendable {
-  enum Verb: Sendable { case get, list, watch, create, replace, delete }
+  enum Verb: Sendable { case get, list, watch, create, replace, patch, delete }
 
   var verb: Verb
   var kind: ServedKind
   /// nil: all, or there are none.
   var namespace: String?
   var name: String?
+  /// The object's `autoscaling/v1` Scale is meant.
+  var isScale: Bool
   private var query: [String: String]
 
   init(method: String, path: String, query text: String) throws(Refusal) {
@@ -17,19 +19,22 @@ struct APIRequest: Sendable {
       throw .notFound("the server could not find the requested resource")
     }
     self.kind = kind
-    (namespace, name) = rest
+    (namespace, name, isScale) = rest
     query = Self.query(text)
     switch (method, name) {
     case ("GET", nil): verb = Self.isSet(query["watch"]) ? .watch : .list
     case ("GET", _?): verb = .get
     case ("POST", nil): verb = .create
     case ("PUT", _?): verb = .replace
-    case ("DELETE", _?): verb = .delete
+    case ("PATCH", _?): verb = .patch
+    case ("DELETE", _?) where !isScale: verb = .delete
     default: throw Refusal(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
     }
   }
 
-  private static func kind(of path: String) -> (ServedKind, (namespace: String?, name: String?))? {
+  private static func kind(
+    of path: String
+  ) -> (ServedKind, (namespace: String?, name: String?, isScale: Bool))? {
     for kind in ServedKind.all where path.hasPrefix(kind.root + "/") {
       var parts = path.dropFirst(kind.root.count + 1).split(separator: "/", omittingEmptySubsequences: false)
         .map { $0.removingPercentEncoding ?? "" }
@@ -38,8 +43,9 @@ struct APIRequest: Sendable {
         namespace = parts[1]
         parts.removeFirst(2)
       }
-      guard parts.first == kind.plural, parts.count <= 2, !parts.contains("") else { continue }
-      return (kind, (namespace, parts.count == 2 ? parts[1] : nil))
+      let isScale = kind.isScalable && parts.count == 3 && parts[2] == "scale"
+      guard parts.first == kind.plural, parts.count <= 2 || isScale, !parts.contains("") else { continue }
+      return (kind, (namespace, parts.count > 1 ? parts[1] : nil, isScale))
     }
     return nil
   }
@@ -73,6 +79,8 @@ struct APIRequest: Sendable {
     return number == 0 ? (nil, true) : (number, false)
   }
 
+  /// Nothing is stored of it.
+  var isDryRun: Bool { text("dryRun") == "All" }
   var isExact: Bool { text("resourceVersionMatch") == "Exact" }
   var sendsInitialEvents: Bool { Self.isSet(query["sendInitialEvents"]) }
   var allowsBookmarks: Bool { Self.isSet(query["allowWatchBookmarks"]) }

@@ -30,6 +30,8 @@ package final class APIServerDouble: Sendable {
     package var bookmarkInterval = Duration.seconds(60)
 
     package var host = "127.0.0.1"
+    /// Pods on nodes are run by somebody: one that is deleted stays until it has ended.
+    package var runsPods = false
 
     package init() {}
   }
@@ -110,13 +112,16 @@ package final class APIServerDouble: Sendable {
     do throws(Refusal) {
       try await authenticate(request, context, options)
       try await strike()
+      if request.method == .get, let answer = discovery(request.uri.path, options) { return answer }
       let asked = try APIRequest(
         method: request.method.rawValue, path: request.uri.path, query: request.uri.query ?? "")
       guard !options.unserved.contains(asked.kind.kind) else {
         throw .notFound("the server could not find the requested resource")
       }
-      let form = try WireForm(
-        accept: accept, isWatch: asked.verb == .watch, servesProtobuf: options.servesProtobuf)
+      let isRead = [.get, .list, .watch].contains(asked.verb)
+      let servesProtobuf = options.servesProtobuf && asked.kind.decodedKind != nil
+      let form = try WireForm(accept: accept, servesProtobuf: servesProtobuf, servesTables: isRead)
+      if asked.isScale { return try await scale(asked, request, form) }
       switch asked.verb {
       case .list:
         try asked.validateOptions(streamsLists: options.streamsLists)
@@ -130,16 +135,24 @@ package final class APIServerDouble: Sendable {
       case .get:
         counted.withLock { $0.gets += 1 }
         return body(form.object(try object(asked), asked.kind), form)
-      case .create, .replace:
-        let object = try await bodyObject(of: request)
-        return body(form.object(try store.put(object, asked.kind), asked.kind), form)
-      case .delete:
-        let object = try object(asked)
-        try store.delete(asked.kind, ObjectStore.Name(asked.namespace ?? "", asked.name ?? ""))
-        return body(form.object(object, asked.kind), form)
+      case .create:
+        let new = try Admission(store: store).create(try await bodyObject(of: request), asked)
+        let stored = asked.isDryRun ? new : try store.put(new, asked.kind)
+        var response = body(form.object(stored, asked.kind), form)
+        response.status = .created
+        return response
+      case .replace:
+        let new = try await bodyObject(of: request)
+        return body(form.object(try replace(asked, by: { _ throws(Refusal) in new }), asked.kind), form)
+      case .patch:
+        let patch = try await bodyObject(of: request)
+        let type = request.headers[.contentType] ?? ""
+        let patched = try replace(asked) { (old) throws(Refusal) in try Patch.apply(patch, type, to: old, asked.kind) }
+        return body(form.object(patched, asked.kind), form)
+      case .delete: return body(form.object(try delete(asked, options), asked.kind), form)
       }
     } catch {
-      let form = (try? WireForm(accept: accept, isWatch: false, servesProtobuf: options.servesProtobuf)) ?? .json
+      let form = (try? WireForm(accept: accept, servesProtobuf: options.servesProtobuf)) ?? .json
       var response = body(form.status(error), form)
       response.status = .init(code: error.code)
       if let seconds = error.retryAfterSeconds { response.headers[.retryAfter] = "\(seconds)" }
@@ -181,7 +194,94 @@ package final class APIServerDouble: Sendable {
     return object
   }
 
+  private func discovery(_ path: String, _ options: Options) -> Response? {
+    if path == "/openapi/v2" {
+      return Response(
+        status: .ok, headers: [.contentType: Discovery.openAPIType],
+        body: .init(byteBuffer: ByteBuffer(bytes: Discovery.openAPI)))
+    }
+    let kinds = ServedKind.all.filter { !options.unserved.contains($0.kind) }
+    return Discovery.answer(path, kinds).map { body(Array($0.serialized().utf8), .json) }
+  }
+
+  // MARK: Changing
+
+  /// - Parameter change: of the object there is; asked again where somebody else was quicker, unless it named a version.
+  private func replace(
+    _ asked: APIRequest, by change: (JSONValue) throws(Refusal) -> JSONValue
+  ) throws(Refusal) -> JSONValue {
+    var attempts = 0
+    while true {
+      let old = try object(asked)
+      let version = old["metadata"]?["resourceVersion"]
+      let new = try Admission(store: store).replace(try change(old), old, asked)
+      let namesVersion = ![nil, version].contains(new["metadata"]?["resourceVersion"])
+      // Nothing that changes nothing is an event.
+      if !namesVersion, new.with("metadata", "resourceVersion", value: version) == old { return old }
+      if asked.isDryRun { return new }
+      do throws(Refusal) {
+        return try store.put(
+          namesVersion ? new : new.with("metadata", "resourceVersion", value: version), asked.kind)
+      } catch {
+        attempts += 1
+        guard !namesVersion, error.code == 409, attempts < 5 else { throw error }
+      }
+    }
+  }
+
+  private func delete(_ asked: APIRequest, _ options: Options) throws(Refusal) -> JSONValue {
+    let old = try object(asked)
+    if asked.isDryRun { return old }
+    if asked.kind == .pod, options.runsPods, PodObject(old).node != nil {
+      if PodObject(old).isTerminating { return old }
+      return try store.put(
+        old.with("metadata", "deletionTimestamp", value: .string(ObjectStore.now()))
+          .with("metadata", "deletionGracePeriodSeconds", value: 30), .pod)
+    }
+    try store.delete(asked.kind, ObjectStore.Name(asked.namespace ?? "", asked.name ?? ""))
+    return old
+  }
+
+  /// How many there shall be of something, apart from all else about it.
+  private func scale(_ asked: APIRequest, _ request: Request, _ form: WireForm) async throws(Refusal) -> Response {
+    func shown(_ object: JSONValue) -> JSONValue {
+      let old = object["metadata"]
+      return [
+        "kind": "Scale", "apiVersion": "autoscaling/v1",
+        "metadata": [
+          "name": old?["name"] ?? "", "namespace": old?["namespace"] ?? "", "uid": old?["uid"] ?? "",
+          "resourceVersion": old?["resourceVersion"] ?? "",
+        ],
+        "spec": ["replicas": object["spec"]?["replicas"] ?? 0],
+        "status": [
+          "replicas": object["status"]?["replicas"] ?? 0,
+          "selector": .string(
+            PodObject.strings(object["spec"]?["selector"]?["matchLabels"]).map { "\($0.key)=\($0.value)" }.sorted()
+              .joined(separator: ",")),
+        ],
+      ]
+    }
+    var result = try object(asked)
+    if asked.verb == .replace || asked.verb == .patch {
+      let change = try await bodyObject(of: request)
+      let type = request.headers[.contentType] ?? ""
+      let isPatch = asked.verb == .patch
+      result = try replace(asked) { (old) throws(Refusal) in
+        let scale = isPatch ? try Patch.apply(change, type, to: shown(old), asked.kind) : change
+        guard let replicas = scale["spec"]?["replicas"]?.intValue else {
+          throw .invalid("Scale", "spec.replicas", "Required value")
+        }
+        return old.with("spec", "replicas", value: .int(replicas))
+          .with("metadata", "resourceVersion", value: isPatch ? nil : scale["metadata"]?["resourceVersion"])
+      }
+    }
+    return body(Array(shown(result).serialized().utf8), .json)
+  }
+
   private func bodyObject(of request: Request) async throws(Refusal) -> JSONValue {
+    guard request.headers[.contentType]?.contains("protobuf") != true else {
+      throw Refusal(415, "UnsupportedMediaType", "the double reads no objects written as protobuf: use JSON or YAML")
+    }
     do {
       let bytes = try await request.body.collect(upTo: 3 << 20)
       return try JSONValue(parsing: Array(bytes.readableBytesView))

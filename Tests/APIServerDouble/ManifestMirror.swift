@@ -23,7 +23,12 @@ package struct ManifestMirror {
   private var stamps: [String: Stamp] = [:]
   private var held: [String: [Place: JSONValue]] = [:]
 
-  package init(folder: String, store: ObjectStore) { (self.folder, self.store) = (folder, store) }
+  private let kinds: [ServedKind]
+
+  /// - Parameter kinds: others in the folder are passed over.
+  package init(folder: String, store: ObjectStore, kinds: [ServedKind] = ServedKind.all) {
+    (self.folder, self.store, self.kinds) = (folder, store, kinds)
+  }
 
   /// Looks for what changed; that costs one look at each file.
   package mutating func update() {
@@ -45,19 +50,19 @@ package struct ManifestMirror {
       else { continue }
       stamps[name] = stamp
       var objects: [Place: JSONValue] = [:]
-      for document in documents { Self.collect(document, &objects) }
+      for document in documents { collect(document, &objects) }
       replace(name, by: objects)
     }
   }
 
-  private static func collect(_ document: ManifestNode, _ objects: inout [Place: JSONValue]) {
+  private func collect(_ document: ManifestNode, _ objects: inout [Place: JSONValue]) {
     let object = JSONTree.value(document)
     if object["kind"]?.stringValue?.hasSuffix("List") == true {
       guard case .sequence(let items, _)? = document["items"] else { return }
       for item in items { collect(item, &objects) }
       return
     }
-    guard let kind = object["kind"]?.stringValue.flatMap({ name in ServedKind.all.first { $0.kind == name } }),
+    guard let kind = object["kind"]?.stringValue.flatMap({ name in kinds.first { $0.kind == name } }),
       let metadata = object["metadata"],
       let name = metadata["name"]?.stringValue
     else { return }

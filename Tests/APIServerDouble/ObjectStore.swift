@@ -97,7 +97,7 @@ package final class ObjectStore: Sendable {
     for watcher in state.watchers.values { watcher.yield() }
   }
 
-  private static func now() -> String { Date().formatted(.iso8601) }
+  package static func now() -> String { Date().formatted(.iso8601) }
 
   /// Forgets all but the newest changes.
   package func compact(keeping count: Int) {

@@ -1,12 +1,14 @@
 import LocalAPI
 
 /// Why a request is refused: `metav1.Status`.
-package struct Refusal: Error, Hashable, Sendable {
+package struct Refusal: Error, Sendable {
   package var code: Int
   var reason: String
   var message: String
   var retryAfterSeconds: Int?
   var cause: String?
+  /// Which field of which object is to blame, and for what: what kubectl shows of an invalid object.
+  var field: (object: String, path: String, message: String)?
   /// By which a list that is no longer possible as it was can go on.
   var next = ""
 
@@ -16,8 +18,11 @@ package struct Refusal: Error, Hashable, Sendable {
 
   static func badRequest(_ message: String) -> Refusal { Refusal(400, "BadRequest", message) }
 
-  static func invalid(_ kind: String, _ field: String, _ message: String) -> Refusal {
-    Refusal(422, "Invalid", "\(kind) is invalid: \(field): \(message)")
+  /// - Parameter object: kind and name: `Service "web"`.
+  static func invalid(_ object: String, _ field: String, _ message: String) -> Refusal {
+    var refusal = Refusal(422, "Invalid", "\(object) is invalid: \(field): \(message)")
+    refusal.field = (object, field, message)
+    return refusal
   }
 
   static func notFound(_ what: String) -> Refusal { Refusal(404, "NotFound", "\(what) not found") }
@@ -35,6 +40,17 @@ package struct Refusal: Error, Hashable, Sendable {
   var json: JSONValue {
     var details: [(String, JSONValue)] = []
     if let cause { details.append(("causes", [["reason": .string(cause)]])) }
+    if let field {
+      let words = field.object.split(separator: " ", maxSplits: 1)
+      details += [
+        ("kind", .string(String(words.first ?? ""))),
+        ("name", .string(words.count > 1 ? words[1].filter { $0 != "\"" } : "")),
+        (
+          "causes",
+          [["reason": "FieldValueInvalid", "message": .string(field.message), "field": .string(field.path)]]
+        ),
+      ]
+    }
     if let retryAfterSeconds { details.append(("retryAfterSeconds", .int(Int64(retryAfterSeconds)))) }
     return [
       "kind": "Status", "apiVersion": "v1", "metadata": next.isEmpty ? [:] : ["continue": .string(next)],

@@ -22,7 +22,7 @@ struct Selector: Sendable {
       let isEqual = !part.contains("!=")
       let pair = part.components(separatedBy: isEqual ? (part.contains("==") ? "==" : "=") : "!=")
       guard pair.count == 2 else { throw .badRequest("unable to parse field selector \(part)") }
-      guard ["metadata.name", "metadata.namespace", "spec.nodeName"].contains(pair[0]) else {
+      guard ["metadata.name", "metadata.namespace", "spec.nodeName", "status.phase"].contains(pair[0]) else {
         throw .badRequest("field label not supported: \(pair[0])")
       }
       wanted.append((pair[0], pair[1], isEqual))

@@ -5,13 +5,18 @@ import LocalAPI
 package enum WireForm: Sendable {
   case json
   case protobuf
+  /// For people.
+  case table
 
   /// The first that is accepted and served.
-  init(accept: String, isWatch: Bool, servesProtobuf: Bool) throws(Refusal) {
+  init(accept: String, servesProtobuf: Bool, servesTables: Bool = false) throws(Refusal) {
     for part in accept.split(separator: ",") {
       let pieces = part.split(separator: ";").map { $0.filter { $0 != " " } }
-      // Tables are for people; what is no table may be sent instead.
-      if pieces.contains(where: { $0.hasPrefix("as=") }) { continue }
+      if pieces.contains(where: { $0.hasPrefix("as=") }) {
+        guard servesTables, pieces.contains("as=Table"), pieces.contains("v=v1") else { continue }
+        self = .table
+        return
+      }
       switch pieces.first {
       case "application/json", "*/*", "application/*":
         self = .json
@@ -31,7 +36,7 @@ package enum WireForm: Sendable {
 
   func contentType(isWatch: Bool) -> String {
     switch self {
-    case .json: "application/json"
+    case .json, .table: "application/json"
     case .protobuf: "application/vnd.kubernetes.protobuf\(isWatch ? ";stream=watch" : "")"
     }
   }
@@ -39,6 +44,7 @@ package enum WireForm: Sendable {
   func object(_ object: JSONValue, _ kind: ServedKind) -> [UInt8] {
     switch self {
     case .json: Array(object.serialized().utf8)
+    case .table: Array(table([object], kind, metadata: [:]).utf8)
     case .protobuf:
       ProtobufWriter.envelope(apiVersion: kind.apiVersion, kind: kind.kind, message(object, kind))
     }
@@ -46,7 +52,7 @@ package enum WireForm: Sendable {
 
   func status(_ refusal: Refusal) -> [UInt8] {
     switch self {
-    case .json: Array(refusal.json.serialized().utf8)
+    case .json, .table: Array(refusal.json.serialized().utf8)
     case .protobuf:
       ProtobufWriter.envelope(
         apiVersion: "v1", kind: "Status", ProtobufWriter.message(refusal.json, MessageSchema.status))
@@ -69,6 +75,7 @@ package enum WireForm: Sendable {
           }),
       ]
       return Array(list.serialized().utf8)
+    case .table: return Array(table(items, kind, metadata: metadata).utf8)
     case .protobuf:
       let content = ProtobufWriter.write { writer in
         writer.bytes(1, ProtobufWriter.message(metadata, MessageSchema.listMeta))
@@ -84,17 +91,29 @@ package enum WireForm: Sendable {
     case .json:
       let event: JSONValue = ["type": .string(type), "object": object]
       return Array((event.serialized() + "\n").utf8)
+    case .table:
+      let shown = type == "BOOKMARK" ? object : TableForm.table([object], kind, metadata: Self.version(of: object))
+      let event: JSONValue = ["type": .string(type), "object": shown]
+      return Array((event.serialized() + "\n").utf8)
     case .protobuf: return frame(type, self.object(object, kind))
     }
   }
 
   func errorFrame(_ refusal: Refusal) -> [UInt8] {
     switch self {
-    case .json:
+    case .json, .table:
       let event: JSONValue = ["type": "ERROR", "object": refusal.json]
       return Array((event.serialized() + "\n").utf8)
     case .protobuf: return frame("ERROR", status(refusal))
     }
+  }
+
+  private func table(_ items: [JSONValue], _ kind: ServedKind, metadata: JSONValue) -> String {
+    TableForm.table(items, kind, metadata: metadata).serialized()
+  }
+
+  private static func version(of object: JSONValue) -> JSONValue {
+    ["resourceVersion": object["metadata"]?["resourceVersion"] ?? ""]
   }
 
   private func frame(_ type: String, _ object: [UInt8]) -> [UInt8] {

@@ -15,6 +15,13 @@ struct APIServerProgram: AsyncParsableCommand {
   @Option(help: "Folder for certificates, token and kubeconfig.") var folder: String
   @Option(help: "Seed of faults at random, until there is a file 'calm' in the folder; 'faults' there tells them.")
   var faults: UInt64?
+  @Option(
+    help: """
+      The lab whose pods are run by what stands here: of its manifests only nodes count, controllers turn, and kubectl may \
+      change everything.
+      """)
+  var lab: String?
+  @Option(help: "The program that runs the lab's pods.") var dpctl = "dpctl"
 
   func run() async throws {
     try LocalFile.createDirectories(folder)
@@ -27,9 +34,13 @@ struct APIServerProgram: AsyncParsableCommand {
     options.clientAuthorities = certificates.authorities
     options.tokens = [token]
     options.host = host
+    options.runsPods = lab != nil
     let double = APIServerDouble(options, faults: Faults(seed: faults ?? 0))
-    var mirror = ManifestMirror(folder: manifests, store: double.store)
+    var mirror = ManifestMirror(folder: manifests, store: double.store, kinds: lab == nil ? ServedKind.all : [.node])
     mirror.update()
+    var controllers = lab.map { _ in ClusterControllers(double.store) }
+    let runner = lab.map { PodRunner(store: double.store, dpctl: dpctl, lab: $0) }
+    if lab != nil { double.store.addDefaultNamespace() }
     _ = try await double.start(port: port)
     // Last: who waits for it may go on.
     try LocalFile.replace("\(folder)/kubeconfig", with: Array(kubeconfig(certificates).utf8))
@@ -40,6 +51,8 @@ struct APIServerProgram: AsyncParsableCommand {
       // Read before: what was written earlier is seen by this look.
       let barrier = try LocalFile.read("\(folder)/barrier").map { String(decoding: $0, as: UTF8.self) }
       mirror.update()
+      controllers?.turn()
+      runner?.turn()
       if let barrier, barrier != told {
         told = barrier
         try LocalFile.replace("\(folder)/version", with: Array("\(barrier) \(double.store.announce())".utf8))

@@ -1,0 +1,109 @@
+import Foundation
+import LocalAPI
+
+/// What an API server does to an object before it is stored: checks it, and adds what its writer may leave out.
+struct Admission {
+  let store: ObjectStore
+
+  func create(_ object: JSONValue, _ asked: APIRequest) throws(Refusal) -> JSONValue {
+    let kind = asked.kind
+    var new = try named(object, asked)
+    if let prefix = new["metadata"]?["generateName"]?.stringValue, new["metadata"]?["name"] == nil {
+      new = new.with("metadata", "name", value: .string(prefix + Self.randomSuffix()))
+    }
+    let name = new["metadata"]?["name"]?.stringValue ?? ""
+    try checkName(name, kind)
+    guard new["metadata"]?["resourceVersion"]?.stringValue ?? "" == "" else {
+      throw .badRequest("resourceVersion should not be set on objects to be created")
+    }
+    if let namespace = asked.namespace, store.objects(.namespace)[.init("", namespace)] == nil {
+      throw .notFound("namespaces \"\(namespace)\"")
+    }
+    guard store.objects(kind)[.init(asked.namespace ?? "", name)] == nil else {
+      throw Refusal(409, "AlreadyExists", "\(kind.resource) \"\(name)\" already exists")
+    }
+    return try completed(new, kind, old: nil)
+  }
+
+  func replace(_ object: JSONValue, _ old: JSONValue, _ asked: APIRequest) throws(Refusal) -> JSONValue {
+    let new = try named(object, asked)
+    guard new["metadata"]?["name"]?.stringValue == asked.name else {
+      throw .badRequest("the name of the object does not match the name on the URL (\(asked.name ?? ""))")
+    }
+    return try completed(new, asked.kind, old: old)
+  }
+
+  /// Of the kind and in the namespace that the request is about.
+  private func named(_ object: JSONValue, _ asked: APIRequest) throws(Refusal) -> JSONValue {
+    let kind = asked.kind
+    guard object["kind"]?.stringValue ?? kind.kind == kind.kind,
+      object["apiVersion"]?.stringValue ?? kind.apiVersion == kind.apiVersion
+    else {
+      throw .badRequest(
+        "\(object["kind"]?.stringValue ?? "") in version \"\(object["apiVersion"]?.stringValue ?? "")\" cannot be handled as a "
+          + kind.kind)
+    }
+    guard kind.isNamespaced else { return object }
+    guard object["metadata"]?["namespace"]?.stringValue ?? asked.namespace == asked.namespace else {
+      throw .badRequest("the namespace of the provided object does not match the namespace sent on the request")
+    }
+    return object.with("metadata", "namespace", value: asked.namespace.map { .string($0) })
+  }
+
+  private func checkName(_ name: String, _ kind: ServedKind) throws(Refusal) {
+    let isGood =
+      !name.isEmpty && name.utf8.count <= 253
+      && name.split(separator: ".", omittingEmptySubsequences: false).allSatisfy { label in
+        !label.isEmpty && label.first != "-" && label.last != "-"
+          && label.utf8.allSatisfy { (0x61...0x7a).contains($0) || (0x30...0x39).contains($0) || $0 == 0x2d }
+      }
+    guard isGood else {
+      throw .invalid(
+        "\(kind.kind) \"\(name)\"", "metadata.name",
+        "Invalid value: \"\(name)\": a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or "
+          + "'.', and must start and end with an alphanumeric character")
+    }
+  }
+
+  static func randomSuffix() -> String {
+    String((0..<5).compactMap { _ in "bcdfghjklmnpqrstvwxz2456789".randomElement() })
+  }
+
+  // MARK: Kinds
+
+  private func completed(_ object: JSONValue, _ kind: ServedKind, old: JSONValue?) throws(Refusal) -> JSONValue {
+    switch kind {
+    case .namespace:
+      let name = object["metadata"]?["name"] ?? ""
+      return object.with("metadata", "labels", "kubernetes.io/metadata.name", value: name)
+        .with("status", "phase", value: "Active")
+    case .pod: return object["status"]?["phase"] == nil ? object.with("status", "phase", value: "Pending") : object
+    case .service: return try ServiceAdmission(store: store, old: old).completed(object)
+    case .networkPolicy: return policy(object)
+    case .deployment: return try deployment(object)
+    default: return object
+    }
+  }
+
+  private func policy(_ object: JSONValue) -> JSONValue {
+    guard object["spec"]?["policyTypes"]?.arrayValue?.isEmpty ?? true else { return object }
+    let types: [JSONValue] = object["spec"]?["egress"] == nil ? ["Ingress"] : ["Ingress", "Egress"]
+    return object.with("spec", "policyTypes", value: .array(types))
+  }
+
+  private func deployment(_ object: JSONValue) throws(Refusal) -> JSONValue {
+    let title = "Deployment.apps \"\(object["metadata"]?["name"]?.stringValue ?? "")\""
+    let selector = PodObject.strings(object["spec"]?["selector"]?["matchLabels"])
+    guard !selector.isEmpty else { throw .invalid(title, "spec.selector", "Required value") }
+    let labels = PodObject.strings(object["spec"]?["template"]?["metadata"]?["labels"])
+    guard selector.allSatisfy({ labels[$0.key] == $0.value }) else {
+      throw .invalid(
+        title, "spec.template.metadata.labels", "Invalid value: `selector` does not match template `labels`")
+    }
+    let replicas = object["spec"]?["replicas"]?.intValue ?? 1
+    guard replicas >= 0 else {
+      throw .invalid(title, "spec.replicas", "Invalid value: \(replicas): must be greater than or equal to 0")
+    }
+    return object.with("spec", "replicas", value: .int(replicas))
+  }
+}
