@@ -32,8 +32,13 @@ public struct EchoFlowReport: Sendable {
 
   public var sent = 0
   public var received = 0
-  /// Errors that the flow survived.
-  public var errors = 0
+  /// An error that the flow survived; errno nil: there was no socket to be had.
+  public struct SurvivedError: Sendable, Equatable {
+    public var atMilliseconds: Int
+    public var errno: Int32?
+  }
+  public var survived: [SurvivedError] = []
+  public var errors: Int { survived.count }
   public var gaps: [Gap] = []
   /// When datagrams were sent that nothing ever answered, in milliseconds since the flow began. UDP only.
   public var lostAtMilliseconds: [Int] = []
@@ -50,6 +55,8 @@ public struct EchoFlowReport: Sendable {
   public var json: JSONValue {
     [
       "sent": .int(Int64(sent)), "received": .int(Int64(received)), "errors": .int(Int64(errors)),
+      "errors_at": .array(
+        survived.map { .string("\($0.atMilliseconds) ms: \($0.errno.map(errorText) ?? "no socket")") }),
       "gaps": .array(
         gaps.map { ["at_ms": .int(Int64($0.atMilliseconds)), "length_ms": .int(Int64($0.lengthMilliseconds))] }),
       "lost_at_ms": .array(lostAtMilliseconds.map { .int(Int64($0)) }),
@@ -116,7 +123,7 @@ public struct EchoFlow {
     } catch .system(operation: "connect", object: _, errno: ECONNREFUSED) where spec.survivesErrors && spec.mode == .udp
     {
       let state = State(nil)
-      state.report.errors = 1
+      state.report.survived = [.init(atMilliseconds: 0, errno: ECONNREFUSED)]
       return state
     }
   }
@@ -140,7 +147,7 @@ public struct EchoFlow {
   private static func send(_ state: State, _ tick: Int, _ now: UInt64, _ begin: UInt64, _ spec: EchoFlowSpec) {
     if state.socket == nil { state.socket = try? open(spec) }
     guard let socket = state.socket else {
-      state.report.errors += 1
+      state.report.survived.append(.init(atMilliseconds: Int((now - begin) / 1_000_000)))
       return
     }
     let count = socket.send(Array("\(tick)\n".utf8))
@@ -159,7 +166,7 @@ public struct EchoFlow {
 
   private static func fail(_ state: State, _ code: Int32, _ now: UInt64, _ begin: UInt64, _ spec: EchoFlowSpec) {
     if spec.survivesErrors, spec.mode == .udp {
-      state.report.errors += 1
+      state.report.survived.append(.init(atMilliseconds: Int((now - begin) / 1_000_000), errno: code))
       state.waitingSince = nil
       if code == ECONNABORTED { state.socket = nil }
       return

@@ -31,7 +31,10 @@ extension Lab {
     defer { close(output) }
     var sockets = configuration.socketLB.map { ["--socket-lb", $0] } ?? []
     if configuration.servesSockets { sockets += ["--cgroup", try ControlGroup.ofAllLabs().path] }
-    let source = configuration.usesAPIServer ? ["--kubeconfig", kubeconfig] : ["--manifests", state.manifests]
+    // A server on the same busy machine may be slow to tell of a pod: a little less than the plugin waits.
+    let source =
+      configuration.usesAPIServer
+      ? ["--kubeconfig", kubeconfig, "--pod-wait", "9000"] : ["--manifests", state.manifests]
     let agent = try ChildProcess.start(
       [
         binary("sluice-agent"), "--node-name", node, "--engine", configuration.engine, "--state-dir",

@@ -170,7 +170,11 @@ struct CrashWorld {
         let port = mode == .tcp ? 30090 : 30091
         ask([.client] + inside, mode, SocketAddress(address, try #require(Port(port))), web.possible.map(\.pods))
       }
-      let second = edited[1].possible.map { $0.hasSecondPort ? $0.pods : [] }
+      // Whether there is such a port says the Service, who answers say the slices: of each by itself something is in force.
+      let states = edited[1].possible
+      let second =
+        states.filter { _ in states.contains { $0.hasSecondPort } }.map(\.pods)
+        + (states.contains { !$0.hasSecondPort } ? [[]] : [])
       ask(inside, .tcp, try edited[1].service.target(family, port: 81), second)
       ask([.client], .tcp, SocketAddress(address, try #require(Port(30080))), [all])
     }

@@ -24,6 +24,8 @@ struct CrashTests {
         try lab.killAgent(Self.node)
         try world.expectAllowedOutcomes("dead after kill \(kill)", isDead: true)
         try lab.startAgent(Self.node)
+        // Ready is who has put in force what the API server had when asked; of the last edits it may not have known.
+        try lab.awaitAPIServer()
         world.confirm()
         try world.expectAllowedOutcomes("restarted after kill \(kill)")
         try lab.expectNoDifference(on: Self.node, "after kill \(kill)")

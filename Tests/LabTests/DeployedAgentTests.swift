@@ -82,7 +82,7 @@ struct DeployedAgentTests {
       try web.scale(to: [pods[0]], in: lab)
       try lab.waitUntilCommitted(web, [pods[0]])
       // A second look comes a second after the first.
-      usleep(2_500_000)
+      usleep(4_000_000)
       for report in try flows.stop() { #expect(report.pods.last == "backend-1", "\(report.pods)") }
 
       try lab.apply(

@@ -156,9 +156,12 @@ enum LabHarness {
     }
   }
 
+  /// Whether other tests run at the same time.
+  static let sharesMachine = getenv("SLUICE_SHARED_MACHINE") != nil
+
   /// Asks again until it holds, at most that long.
   static func eventually(
-    milliseconds: Int = 5000, _ what: String, sourceLocation: SourceLocation = #_sourceLocation,
+    milliseconds: Int = 20_000, _ what: String, sourceLocation: SourceLocation = #_sourceLocation,
     _ holds: () throws -> Bool
   ) throws {
     let deadline = monotonicNanoseconds() + UInt64(milliseconds) * 1_000_000

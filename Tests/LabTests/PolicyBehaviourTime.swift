@@ -66,8 +66,9 @@ extension PolicyBehaviour {
           let flows = try Flows(stage, from: source, to: "s/server")
           // Long enough for every flow to have been answered many times.
           usleep(500_000)
-          let changed = monotonicNanoseconds()
           try change()
+          try stage.lab.awaitAPIServer()
+          let changed = monotonicNanoseconds()
           try stage.expect(.denied(source, "s/server"), .allowed("a/rest", "s/server"))
           usleep(1_500_000)
           let stopped = monotonicNanoseconds()

@@ -103,8 +103,8 @@ struct FirstContact: Sendable, CustomStringConvertible {
   /// Pods that connect with their first instruction, and as many that are connected to from their first moment.
   static let pairs = 50
   /// Of those that ask from their first instruction on: how often, and after how many an allowed target has answered.
-  static let rounds = 5
-  static let roundsUntilAllowed = 4
+  static let rounds = 8
+  static let roundsUntilAllowed = 7
   /// What is allowed gets through to a new pod at the latest after that time.
   static let limitMilliseconds = 2000
 

@@ -186,6 +186,7 @@ final class PolicyMatrixScene {
     for (name, text) in files.sorted(by: { $0.key < $1.key }) where written[name] != text { try lab.apply(name, text) }
     for name in written.keys.sorted() where files[name] == nil { try lab.removeManifest(name) }
     written = files
+    try lab.awaitAPIServer()
   }
 
   // MARK: Cells

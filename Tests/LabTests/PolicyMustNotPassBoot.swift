@@ -60,6 +60,7 @@ extension PolicyBehaviour.MustNotPass {
           for name in Files.names(in: rested) { unlink("\(rested)/\(name)") }
         }
         try lab.startAgent(node)
+        try lab.awaitAPIServer()
         // The network configuration of the time before makes the agent look ready before it has written these.
         let facts = try lab.path("/run/sluice/node.json", on: node)
         try LabHarness.eventually("the agent writes what the plugin needs") { Files.exists(facts) }

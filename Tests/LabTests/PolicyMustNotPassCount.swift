@@ -70,7 +70,7 @@ struct ProbeCount: Sendable, CustomStringConvertible {
   }
 
   /// Of the 1,000 a second that are meant, what a machine must manage that two suites share (scripts/lab-test).
-  private static var leastRate: Double { getenv("SLUICE_SHARED_MACHINE") == nil ? 900 : 500 }
+  private static var leastRate: Double { LabHarness.sharesMachine ? 500 : 900 }
 
   /// Nothing denied passed, though it was sent all the time; and what is allowed passed, where that is promised.
   ///

@@ -154,10 +154,10 @@ final class PolicyStage {
 
   // MARK: Expecting
 
-  /// Waits until everything is as expected, at most three seconds, and then looks whether it stays so.
+  /// Waits until everything is as expected, at most ten seconds, and then looks whether it stays so.
   func expect(_ expectations: PolicyExpectation..., sourceLocation: SourceLocation = #_sourceLocation) throws {
     try lab.awaitAPIServer()
-    let deadline = monotonicNanoseconds() + 3_000_000_000
+    let deadline = monotonicNanoseconds() + 10_000_000_000
     while try !disagreements(expectations).isEmpty, monotonicNanoseconds() < deadline {}
     let wrong = try disagreements(expectations)
     #expect(wrong.isEmpty, "\(wrong.joined(separator: "\n"))", sourceLocation: sourceLocation)

@@ -151,7 +151,7 @@ extension Lab {
   /// - Returns: CLOCK_MONOTONIC, not earlier than the commit.
   @discardableResult
   func waitUntilCommitted(
-    _ service: StaticService, _ pods: [LabPod], on node: String = "node1", milliseconds: Int = 10_000
+    _ service: StaticService, _ pods: [LabPod], on node: String = "node1", milliseconds: Int = 30_000
   ) throws -> UInt64 {
     let deadline = monotonicNanoseconds() + UInt64(milliseconds) * 1_000_000
     let frontends = service.ports.reduce(0) { $0 + ($1.nodePort == nil ? 2 : 4) }
@@ -204,19 +204,19 @@ extension Lab {
     return Dictionary(pairs) { $1 }
   }
 
-  /// A whole HTTP answer from 127.0.0.1 of the calling thread's namespace; nil without a complete one in 2 s.
+  /// A whole HTTP answer from 127.0.0.1 of the calling thread's namespace; nil without a complete one in 10 s.
   private static func get(loopbackPort: UInt16, _ path: String) throws -> String? {
     let socket = try Socket(.v4, SOCK_STREAM)
     guard let port = Port(loopbackPort) else { return nil }
     let code = socket.connect(SocketAddress(IPAddress(v4: 0x7f00_0001), port))
     guard code == 0 || code == EINPROGRESS else { return nil }
     var entry = pollfd(fd: socket.descriptor, events: Int16(POLLOUT), revents: 0)
-    guard poll(&entry, 1, 2000) == 1, socket.pendingError() == 0 else { return nil }
+    guard poll(&entry, 1, 10_000) == 1, socket.pendingError() == 0 else { return nil }
     _ = socket.send(Array("GET \(path) HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".utf8))
     var answer: [UInt8] = []
     var buffer = [UInt8](repeating: 0, count: 65_536)
     entry.events = Int16(POLLIN)
-    while poll(&entry, 1, 2000) == 1 {
+    while poll(&entry, 1, 10_000) == 1 {
       let count = socket.receive(&buffer)
       guard count > 0 else { return count == 0 ? String(decoding: answer, as: UTF8.self) : nil }
       answer += buffer[0..<count]

@@ -60,7 +60,7 @@ private struct Judgement: CustomStringConvertible {
 
   /// Nanoseconds. Who sends from the port of an earlier socket goes on with that one's flow until the agent has ended
   /// it, which is done beside the commits.
-  private static let datagramGrace: UInt64 = 100_000_000
+  private static let datagramGrace: UInt64 = 300_000_000
 
   /// - Parameter isAtSocket: flows are translated there: a datagram's socket is ended when its backend goes.
   init(_ mode: ProbeSpec.Mode, _ family: IPFamily, _ report: ProbeReport, _ history: History, isAtSocket: Bool) {
@@ -208,7 +208,12 @@ struct ScalingTests {
       let before = lab.programmedLines("node1").count
       for change in 0..<200 {
         try write(change % 2 == 0 ? 4 : 2)
-        usleep(60_000)
+        // Two edits that are seen at once are none.
+        let deadline = monotonicNanoseconds() + 1_000_000_000
+        while lab.programmedLines("node1").count <= before + change, monotonicNanoseconds() < deadline {
+          usleep(10_000)
+        }
+        usleep(30_000)
       }
       let ends = try floods.map { try $0.stop() }
       let (sent, refused) = (ends.reduce(0) { $0 + $1.sent }, ends.reduce(0) { $0 + $1.refused })

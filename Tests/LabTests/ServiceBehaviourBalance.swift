@@ -122,7 +122,7 @@ extension ServiceBehaviour {
     func affinity() throws {
       try ServiceScene.run("sticky") { scene in
         let service = ServiceSpec(
-          type: "NodePort", "sessionAffinity: ClientIP", "sessionAffinityConfig: {clientIP: {timeoutSeconds: 2}}")
+          type: "NodePort", "sessionAffinity: ClientIP", "sessionAffinityConfig: {clientIP: {timeoutSeconds: 6}}")
         try scene.apply(service)
         for index in 0..<4 { try scene.backend("web-\(index)", on: index < 2 ? "node1" : "node2") }
         let pod = try scene.clientPod("asker", on: "node1")
@@ -141,9 +141,9 @@ extension ServiceBehaviour {
         var rounds: [Round] = []
         for number in 0..<8 {
           rounds.append(try round(scene, service, clients, pod, throughNodePort: number % 2 == 0))
-          if number >= 2 { usleep(600_000) }
+          if number >= 2 { usleep(1_400_000) }
         }
-        #expect(rounds[7].end - rounds[0].begin > 3_000_000_000, "longer than the timeout: each connection renews it")
+        #expect(rounds[7].end - rounds[0].begin > 6_500_000_000, "longer than the timeout: each connection renews it")
         var compared = 0
         for (earlier, later) in zip(rounds, rounds.dropFirst()) where isPrompt(earlier, later) {
           #expect(earlier.picks == later.picks)
@@ -158,11 +158,11 @@ extension ServiceBehaviour {
         try moveFromLostBackend(scene, service, clients, pod)
 
         let before = try round(scene, service, clients, pod, throughNodePort: true)
-        usleep(2_700_000)
+        usleep(6_700_000)
         let after = try round(scene, service, clients, pod, throughNodePort: true)
         for traffic in Traffic.all {
           // Twelve clients that pick one of four anew all pick the same again once in 16 million times.
-          #expect(picks(of: traffic, before) != picks(of: traffic, after), "\(traffic): forgotten after 2 s")
+          #expect(picks(of: traffic, before) != picks(of: traffic, after), "\(traffic): forgotten after 6 s")
         }
       }
     }
@@ -187,8 +187,8 @@ extension ServiceBehaviour {
       Issue.record("the machine was too slow to tell")
     }
 
-    /// No client waited anything like 2 s between the two.
-    private func isPrompt(_ earlier: Round, _ later: Round) -> Bool { later.end - earlier.begin < 1_800_000_000 }
+    /// No client waited anything like 6 s between the two.
+    private func isPrompt(_ earlier: Round, _ later: Round) -> Bool { later.end - earlier.begin < 5_400_000_000 }
 
     private func picks(of traffic: Traffic, _ round: Round) -> [String: String] {
       round.picks.filter { $0.key.hasPrefix("\(traffic) ") }

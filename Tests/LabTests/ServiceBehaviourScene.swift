@@ -270,7 +270,7 @@ final class ServiceScene {
     #expect(report.outcomes == [.timedOut: 3], what, sourceLocation: sourceLocation)
   }
 
-  /// The client is told at once: within 100 ms, where one that waits for its own retransmission takes a second.
+  /// The client is told at once: within 100 ms (500 ms on a machine that others use), where one that waits for its own retransmission takes a second.
   ///
   /// Two requests only: Linux limits ICMP errors to six at once for each client, then one a second.
   func expectRefused(
@@ -281,7 +281,9 @@ final class ServiceScene {
       traffic, from: place, to: address, port, count: 2, source: source, milliseconds: 900)
     let what = Comment(rawValue: "\(traffic) from \(place) to \(address) port \(port): \(report.summary)")
     let quickest = report.results.map { Int($0.latency / 1_000_000) }.min() ?? .max
-    #expect(report.outcomes == [.refused: 2] && quickest < 100, what, sourceLocation: sourceLocation)
+    #expect(
+      report.outcomes == [.refused: 2] && quickest < (LabHarness.sharesMachine ? 500 : 100), what,
+      sourceLocation: sourceLocation)
   }
 
   /// A long-lived flow from a place; `survivesErrors` is for UDP.

@@ -42,7 +42,7 @@ final class PlainStream: Sendable {
     let descriptor = socket(
       Int32(family.linuxFamily), Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), protocolNumber)
     guard descriptor >= 0 else { return descriptor }
-    var limit = timeval(tv_sec: 1, tv_usec: 0)
+    var limit = timeval(tv_sec: 5, tv_usec: 0)
     for option in [SO_RCVTIMEO, SO_SNDTIMEO] {
       setsockopt(descriptor, SOL_SOCKET, option, &limit, socklen_t(MemoryLayout<timeval>.size))
     }

@@ -36,6 +36,9 @@ struct SoakTests {
     configuration.binDirectory = directory
     try LabHarness.withLab(configuration, expectedErrors: ["API server", "apiserver", "the server"]) { lab in
       var random = SeededRandom("soak")
+      // A pod's start waits some seconds for its object, not for a server that answers nobody.
+      let calm = "\(lab.apiServerDirectory)/calm"
+      try Files.replace(calm, "")
       let client = try lab.addPod(PodSpec("shop", "client", node: "node1"))
       let pods = try (1...4).map { try lab.addPod(StaticService.backend("backend-\($0)")) }
       let stable = StaticService.echo("stable", index: 1, nodePort: 30080)
@@ -57,6 +60,7 @@ struct SoakTests {
       }
       let before = lab.programmedLines("node1").count
 
+      unlink(calm)
       let start = monotonicNanoseconds()
       let length = UInt64(Self.minutes * 60e9)
       var (edits, jumps) = (0, 0)
@@ -76,7 +80,7 @@ struct SoakTests {
       let late = try Self.resident(lab)
       let live = lab.programmedLines("node1").count - before
       try clock.jump(bySeconds: 0)
-      try Files.replace("\(lab.apiServerDirectory)/calm", "")
+      try Files.replace(calm, "")
       for (service, pods) in edited { try lab.waitUntilCommitted(service, pods, milliseconds: 120_000) }
       try lab.expectNoDifference(on: "node1")
 
