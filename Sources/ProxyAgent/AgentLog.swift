@@ -1,4 +1,5 @@
 import Foundation
+import Glibc
 import LocalAPI
 import Logging
 import Synchronization
@@ -21,6 +22,20 @@ struct AgentLog: LogHandler {
     set { shared.withLock { $0 = newValue } }
   }
 
+  private static let standardError = Mutex(STDERR_FILENO)
+
+  /// One line after the other. What whoever reads the log does not take is lost: never is that a reason to end.
+  private static func writeToStandardError(_ line: String) {
+    standardError.withLock { descriptor in
+      var rest = Array(line.utf8)[...]
+      while !rest.isEmpty {
+        let count = rest.withUnsafeBytes { Glibc.write(descriptor, $0.baseAddress, $0.count) }
+        guard count >= 0 || errno == EINTR else { return }
+        rest = rest.dropFirst(max(0, count))
+      }
+    }
+  }
+
   private let label: String
   private let format: LogFormat
   private let write: @Sendable (String) -> Void
@@ -31,7 +46,7 @@ struct AgentLog: LogHandler {
   /// - Parameter write: takes a line of JSON.
   init(
     label: String, format: LogFormat,
-    write: @escaping @Sendable (String) -> Void = { FileHandle.standardError.write(Data($0.utf8)) }
+    write: @escaping @Sendable (String) -> Void = { AgentLog.writeToStandardError($0) }
   ) {
     (self.label, self.format, self.write) = (label, format, write)
     lines = .standardError(label: label)

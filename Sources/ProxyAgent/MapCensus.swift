@@ -70,6 +70,7 @@ actor MapCensus {
     for fill in fills { flows.merge(fill.flows, uniquingKeysWith: +) }
     return [
       family("sluice_bpf_map_entries", "Elements of BPF maps; of caches also those that nobody needs.", \.entries),
+      family("sluice_bpf_map_live_entries", "Elements of BPF maps that somebody needs.", \.live),
       family("sluice_bpf_map_max_entries", "Most elements that BPF maps can have.", \.maximum),
     ]
       + (fills.contains { $0.map == "flows" }

@@ -126,6 +126,7 @@ extension Reconciler {
     // Packets first: what sockets leave alone, they have to answer.
     report += applyToSockets(delta)
     count(report)
+    tellOfClosedSubjects()
     let reused = policies.takeReusedAddresses()
     if !reused.isEmpty { Task { await sweeper.end(flowsOf: reused) } }
     if engine.hasDeferredRemovals { removalsDue = removalsDue ?? clock.now + .milliseconds(20) }
@@ -184,6 +185,17 @@ extension Reconciler {
 
   func areFrontends(_ entries: [ConntrackEntry]) -> [Bool] {
     entries.map { !tables.frontends(of: $0.original).isEmpty }
+  }
+
+  /// Pods that allow nothing: nobody asked for that.
+  private func tellOfClosedSubjects() {
+    let closed = Set(policies.closedSubjects.map { $0.map(\.description).sorted().joined(separator: ", ") })
+    for policies in closed.subtracting(toldClosedSubjects) {
+      logger.warning(
+        "pods of these policies allow nothing: together they need more pairs than a node has",
+        metadata: ["policies": "\(policies)"])
+    }
+    toldClosedSubjects = closed
   }
 
   func count(_ report: ApplyReport) {

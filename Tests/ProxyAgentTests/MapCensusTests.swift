@@ -45,6 +45,7 @@ struct MapCensusTests {
     #expect(lines.all.withLock { $0[0] } == "warning map nearly full bound=100 entries=90 map=pairs")
     let text = await AgentMetricsText.of(census)
     #expect(text.contains("# TYPE sluice_bpf_map_entries gauge"))
+    #expect(text.contains("# TYPE sluice_bpf_map_live_entries gauge"))
     #expect(text.contains("sluice_bpf_map_entries{map=\"flows\"} 100\n"))
     #expect(text.contains("sluice_bpf_map_max_entries{map=\"pairs\"} 100\n"))
   }
