@@ -50,6 +50,6 @@ extension Lab {
     members.withLock { $0.apiServer = nil }
   }
 
-  /// Brings it back, with the objects as they are now, and new numbers for all of them.
+  /// Brings it back with what stands in the manifests now (of a lab with controllers: the nodes), and new numbers for all of it.
   public func restartAPIServer() throws { try startAPIServer() }
 }

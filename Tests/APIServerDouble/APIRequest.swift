@@ -53,7 +53,7 @@ struct APIRequest: Sendable {
   private static func query(_ text: String) -> [String: String] {
     var values: [String: String] = [:]
     for pair in text.split(separator: "&") {
-      let parts = pair.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
+      let parts = pair.replacing("+", with: " ").split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
       values[String(parts[0])] = parts.count == 2 ? String(parts[1]).removingPercentEncoding ?? "" : ""
     }
     return values

@@ -45,6 +45,8 @@ package final class APIServerDouble: Sendable {
   }
 
   package let store: ObjectStore
+  /// What is checked is still so when it is written.
+  private let writing = Mutex(())
   package let faults: Faults
   private let options: Mutex<Options>
   private let counted = Mutex(Counts())
@@ -136,8 +138,11 @@ package final class APIServerDouble: Sendable {
         counted.withLock { $0.gets += 1 }
         return body(form.object(try object(asked), asked.kind), form)
       case .create:
-        let new = try Admission(store: store).create(try await bodyObject(of: request), asked)
-        let stored = asked.isDryRun ? new : try store.put(new, asked.kind)
+        let object = try await bodyObject(of: request)
+        let stored = try writing.withLock { (_) throws(Refusal) in
+          let new = try Admission(store: store).create(object, asked)
+          return asked.isDryRun ? new : try store.put(new, asked.kind)
+        }
         var response = body(form.object(stored, asked.kind), form)
         response.status = .created
         return response
@@ -149,7 +154,9 @@ package final class APIServerDouble: Sendable {
         let type = request.headers[.contentType] ?? ""
         let patched = try replace(asked) { (old) throws(Refusal) in try Patch.apply(patch, type, to: old, asked.kind) }
         return body(form.object(patched, asked.kind), form)
-      case .delete: return body(form.object(try delete(asked, options), asked.kind), form)
+      case .delete:
+        let wishes = try await bodyObject(of: request)
+        return body(form.object(try delete(asked, wishes, options), asked.kind), form)
       }
     } catch {
       let form = (try? WireForm(accept: accept, servesProtobuf: options.servesProtobuf)) ?? .json
@@ -189,7 +196,7 @@ package final class APIServerDouble: Sendable {
   private func object(_ asked: APIRequest) throws(Refusal) -> JSONValue {
     let name = ObjectStore.Name(asked.namespace ?? "", asked.name ?? "")
     guard let object = store.objects(asked.kind)[name] else {
-      throw .notFound("\(asked.kind.plural) \"\(name.name)\"")
+      throw .notFound("\(asked.kind.resource) \"\(name.name)\"")
     }
     return object
   }
@@ -208,6 +215,12 @@ package final class APIServerDouble: Sendable {
 
   /// - Parameter change: of the object there is; asked again where somebody else was quicker, unless it named a version.
   private func replace(
+    _ asked: APIRequest, by change: (JSONValue) throws(Refusal) -> JSONValue
+  ) throws(Refusal) -> JSONValue {
+    try writing.withLock { (_) throws(Refusal) in try exchange(asked, by: change) }
+  }
+
+  private func exchange(
     _ asked: APIRequest, by change: (JSONValue) throws(Refusal) -> JSONValue
   ) throws(Refusal) -> JSONValue {
     var attempts = 0
@@ -229,17 +242,23 @@ package final class APIServerDouble: Sendable {
     }
   }
 
-  private func delete(_ asked: APIRequest, _ options: Options) throws(Refusal) -> JSONValue {
+  /// - Parameter wishes: DeleteOptions.
+  private func delete(_ asked: APIRequest, _ wishes: JSONValue, _ options: Options) throws(Refusal) -> JSONValue {
     let old = try object(asked)
-    if asked.isDryRun { return old }
-    if asked.kind == .pod, options.runsPods, PodObject(old).node != nil {
-      if PodObject(old).isTerminating { return old }
-      return try store.put(
-        old.with("metadata", "deletionTimestamp", value: .string(ObjectStore.now()))
-          .with("metadata", "deletionGracePeriodSeconds", value: 30), .pod)
+    for key in ["uid", "resourceVersion"] {
+      guard let wanted = wishes["preconditions"]?[key], wanted != old["metadata"]?[key] else { continue }
+      throw Refusal(
+        409, "Conflict",
+        "Operation cannot be fulfilled on \(asked.kind.resource) \"\(asked.name ?? "")\": the \(key) in the precondition "
+          + "(\(wanted.stringValue ?? "")) does not match (\(old["metadata"]?[key]?.stringValue ?? ""))")
     }
-    try store.delete(asked.kind, ObjectStore.Name(asked.namespace ?? "", asked.name ?? ""))
-    return old
+    if asked.isDryRun || wishes["dryRun"]?.arrayValue == ["All"] { return old }
+    let name = ObjectStore.Name(asked.namespace ?? "", asked.name ?? "")
+    guard options.runsPods else {
+      try store.delete(asked.kind, name)
+      return old
+    }
+    return try store.end(asked.kind, name)
   }
 
   /// How many there shall be of something, apart from all else about it.
@@ -280,12 +299,17 @@ package final class APIServerDouble: Sendable {
 
   private func bodyObject(of request: Request) async throws(Refusal) -> JSONValue {
     guard request.headers[.contentType]?.contains("protobuf") != true else {
-      throw Refusal(415, "UnsupportedMediaType", "the double reads no objects written as protobuf: use JSON or YAML")
+      throw Refusal(415, "UnsupportedMediaType", "the double reads no objects written as protobuf: use JSON")
     }
-    do {
-      let bytes = try await request.body.collect(upTo: 3 << 20)
-      return try JSONValue(parsing: Array(bytes.readableBytesView))
-    } catch { throw .badRequest("the body is no JSON: \(error)") }
+    let bytes: ByteBuffer
+    do { bytes = try await request.body.collect(upTo: 3 << 20) } catch {
+      throw Refusal(413, "RequestEntityTooLarge", "the body cannot be read, or is longer than 3 MiB: \(error)")
+    }
+    // `kubectl delete` may have nothing to say.
+    guard bytes.readableBytes > 0 else { return [:] }
+    do { return try JSONValue(parsing: Array(bytes.readableBytesView)) } catch {
+      throw .badRequest("the body is no JSON: \(error)")
+    }
   }
 
   private func list(_ asked: APIRequest, _ form: WireForm) throws(Refusal) -> [UInt8] {

@@ -65,7 +65,10 @@ package final class ObjectStore: Sendable {
       if let expected = metadata["resourceVersion"]?.stringValue, !expected.isEmpty,
         expected != old?["metadata"]?["resourceVersion"]?.stringValue
       {
-        throw Refusal(409, "Conflict", "the object has been modified; please apply your changes to the latest version")
+        throw Refusal(
+          409, "Conflict",
+          "Operation cannot be fulfilled on \(kind.resource) \"\(text)\": the object has been modified; please apply your "
+            + "changes to the latest version and try again")
       }
       if kind.isNamespaced { metadata["namespace"] = .string(name.namespace) }
       for (key, new) in [("uid", UUID().uuidString.lowercased()), ("creationTimestamp", Self.now())]
@@ -83,7 +86,7 @@ package final class ObjectStore: Sendable {
 
   package func delete(_ kind: ServedKind, _ name: Name) throws(Refusal) {
     try state.withLock { (state) throws(Refusal) in
-      guard let old = state.objects[kind]?[name] else { throw .notFound("\(kind.plural) \"\(name.name)\"") }
+      guard let old = state.objects[kind]?[name] else { throw .notFound("\(kind.resource) \"\(name.name)\"") }
       Self.record(&state, kind, name, old, nil)
     }
   }

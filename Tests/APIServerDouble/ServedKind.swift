@@ -28,6 +28,7 @@ package struct ServedKind: Hashable, Sendable {
   package static let node = ServedKind("", "Node", "nodes", isNamespaced: false, shortNames: ["no"])
   package static let pod = ServedKind("", "Pod", "pods", shortNames: ["po"])
   package static let service = ServedKind("", "Service", "services", shortNames: ["svc"])
+  package static let event = ServedKind("", "Event", "events", shortNames: ["ev"])
   package static let deployment = ServedKind(
     "apps", "Deployment", "deployments", shortNames: ["deploy"], isScalable: true)
   package static let endpointSlice = ServedKind("discovery.k8s.io", "EndpointSlice", "endpointslices")
@@ -36,7 +37,7 @@ package struct ServedKind: Hashable, Sendable {
   package static let serviceCIDR = ServedKind("networking.k8s.io", "ServiceCIDR", "servicecidrs", isNamespaced: false)
 
   package static let all = [
-    namespace, node, pod, service, deployment, endpointSlice, networkPolicy, serviceCIDR,
+    namespace, node, pod, service, event, deployment, endpointSlice, networkPolicy, serviceCIDR,
   ]
 
   /// nil: no protobuf is spoken of it.

@@ -9,6 +9,9 @@ package struct TestCertificates: Sendable {
   package var clientCertificate: String { "\(folder)/client.crt" }
   package var clientKey: String { "\(folder)/client.key" }
 
+  /// Of the Service by which a cluster's pods get to its API server: the first one of the lab's range.
+  package static let serviceAddress = "10.96.0.1"
+
   package struct Failed: Error {}
 
   /// - Parameter address: one more that the server has.
@@ -19,7 +22,8 @@ package struct TestCertificates: Sendable {
         "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1",
         "-subj", "/CN=test authorities", "-keyout", "\(folder)/ca.key", "-out", authorities,
       ])
-    try issue("server", "/CN=kube-apiserver", "subjectAltName=IP:127.0.0.1,IP:\(address),DNS:localhost,DNS:kubernetes")
+    let names = "IP:127.0.0.1,IP:\(Self.serviceAddress),IP:\(address),DNS:localhost,DNS:kubernetes"
+    try issue("server", "/CN=kube-apiserver", "subjectAltName=\(names)")
     try issue("client", "/CN=sluice", "extendedKeyUsage=clientAuth")
   }
 

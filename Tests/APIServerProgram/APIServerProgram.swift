@@ -37,10 +37,10 @@ struct APIServerProgram: AsyncParsableCommand {
     options.runsPods = lab != nil
     let double = APIServerDouble(options, faults: Faults(seed: faults ?? 0))
     var mirror = ManifestMirror(folder: manifests, store: double.store, kinds: lab == nil ? ServedKind.all : [.node])
+    double.store.addDefaultNamespace()
     mirror.update()
     var controllers = lab.map { _ in ClusterControllers(double.store) }
     let runner = lab.map { PodRunner(store: double.store, dpctl: dpctl, lab: $0) }
-    if lab != nil { double.store.addDefaultNamespace() }
     _ = try await double.start(port: port)
     // Last: who waits for it may go on.
     try LocalFile.replace("\(folder)/kubeconfig", with: Array(kubeconfig(certificates).utf8))

@@ -6,11 +6,12 @@ import Synchronization
 /// kubelet's part: the pods that an API server has for the nodes of a lab are started and ended by `dpctl lab pod`, and what
 /// became of them is told.
 final class PodRunner: Sendable {
-  private enum Life { case starting, running, ending }
+  private enum Life { case starting, failed, running, ending }
 
   private struct Run {
     var name: ObjectStore.Name
     var life: Life
+    var wasStarted = false
     /// Not before, after a failure.
     var nextAttempt = Date.distantPast
   }
@@ -30,26 +31,26 @@ final class PodRunner: Sendable {
     let pods = store.objects(.pod).values.map { PodObject($0) }
     let known = Set(pods.map(\.uid))
     for pod in pods where pod.node != nil {
+      let name = ObjectStore.Name(pod.namespace, pod.name)
       if pod.isTerminating {
-        begin(pod.uid, .ending, from: [.running, nil]) { await self.end(pod) }
+        begin(pod.uid, .ending, from: [.running, .failed, nil], name: name) { await self.end(pod) }
       } else {
-        begin(pod.uid, .starting, from: [nil], name: .init(pod.namespace, pod.name)) { await self.start(pod) }
+        begin(pod.uid, .starting, from: [.failed, nil], name: name) { await self.start(pod) }
       }
     }
     // Those that were taken from the server's memory without a word.
     for (uid, run) in runs.withLock({ $0 }) where !known.contains(uid) {
-      begin(uid, .ending, from: [.running]) { await self.remove(run.name, uid) }
+      begin(uid, .ending, from: [.running, .failed], name: run.name) { await self.remove(run.name, uid) }
     }
   }
 
   private func begin(
-    _ uid: String, _ life: Life, from: [Life?], name: ObjectStore.Name? = nil,
+    _ uid: String, _ life: Life, from: [Life?], name: ObjectStore.Name,
     _ work: @escaping @Sendable () async -> Void
   ) {
     let isDue = runs.withLock { runs in
       guard from.contains(runs[uid]?.life), runs[uid]?.nextAttempt ?? .distantPast <= Date() else { return false }
-      if let name, runs[uid] == nil { runs[uid] = Run(name: name, life: life) }
-      runs[uid]?.life = life
+      runs[uid] = Run(name: name, life: life, wasStarted: runs[uid]?.life == .running)
       return true
     }
     guard isDue else { return }
@@ -61,6 +62,7 @@ final class PodRunner: Sendable {
   }
 
   private func start(_ pod: PodObject) async {
+    let name = ObjectStore.Name(pod.namespace, pod.name)
     var arguments = ["lab", "pod", "add", "--name", lab, "\(pod.namespace)/\(pod.name)", "--node", pod.node ?? ""]
     arguments += ["--uid", pod.uid]
     if !pod.labels.isEmpty { arguments += ["--label"] + pod.labels.map { "\($0.key)=\($0.value)" }.sorted() }
@@ -73,12 +75,11 @@ final class PodRunner: Sendable {
     let addresses = output.split(separator: "\n").last?.components(separatedBy: ": ").last?.split(separator: " ") ?? []
     guard status == 0, !addresses.isEmpty else {
       report("\(pod.namespace)/\(pod.name) cannot be started: \(output)")
-      runs.withLock { $0[pod.uid] = nil }
-      try? await Task.sleep(for: .seconds(1))
+      runs.withLock { $0[pod.uid] = Run(name: name, life: .failed, nextAttempt: Date() + 1) }
       return
     }
     let ips = addresses.map { JSONValue.string(String($0)) }
-    change(pod.uid, .init(pod.namespace, pod.name)) { object in
+    change(pod.uid, name) { object in
       object.with("status", "phase", value: "Running").with("status", "podIP", value: ips.first)
         .with("status", "podIPs", value: .array(ips.map { ["ip": $0] }))
         .with("status", "conditions", value: [["type": "Ready", "status": "True"]])
@@ -96,7 +97,7 @@ final class PodRunner: Sendable {
   }
 
   private func remove(_ name: ObjectStore.Name, _ uid: String) async {
-    if runs.withLock({ $0[uid] != nil }) {
+    if runs.withLock({ $0[uid]?.wasStarted == true }) {
       let (status, output) = await run([
         "lab", "pod", "remove", "--name", lab, "\(name.namespace)/\(name.name)", "--now",
       ])

@@ -22,17 +22,17 @@ package struct ClusterControllers {
 
   /// What has no owner any more, or no namespace.
   private func collectGarbage() {
+    // Before owners and namespaces, which are there before what is theirs.
+    let all = ServedKind.all.filter(\.isNamespaced).map { ($0, store.objects($0)) }
     let namespaces = Set(store.objects(.namespace).keys.map(\.name))
     let owners = Set(
-      [ServedKind.deployment, .service].flatMap { store.objects($0).values }.compactMap {
-        $0["metadata"]?["uid"]?.stringValue
-      })
-    for kind in ServedKind.all where kind.isNamespaced {
-      for (name, object) in store.objects(kind) {
+      ServedKind.all.flatMap { store.objects($0).values }.compactMap { $0["metadata"]?["uid"]?.stringValue })
+    for (kind, objects) in all {
+      for (name, object) in objects {
         let references = object["metadata"]?["ownerReferences"]?.arrayValue ?? []
         let isOrphan =
           !references.isEmpty && !references.contains { owners.contains($0["uid"]?.stringValue ?? "") }
-        if isOrphan || !namespaces.contains(name.namespace) { store.end(kind, name) }
+        if isOrphan || !namespaces.contains(name.namespace) { _ = try? store.end(kind, name) }
       }
     }
   }
@@ -64,13 +64,25 @@ extension ObjectStore {
   func change(_ object: JSONValue, _ kind: ServedKind) { _ = try? put(object, kind, isWhole: true) }
 
   /// Asked to end, where it is a pod that runs; else it is gone.
-  func end(_ kind: ServedKind, _ name: Name) {
-    guard let object = objects(kind)[name] else { return }
-    if kind == .pod, PodObject(object).node != nil {
-      if PodObject(object).isTerminating { return }
-      change(object.with("metadata", "deletionTimestamp", value: .string(Self.now())), kind)
-    } else {
-      try? delete(kind, name)
+  ///
+  /// - Returns: the object as it was left.
+  @discardableResult
+  func end(_ kind: ServedKind, _ name: Name) throws(Refusal) -> JSONValue {
+    while true {
+      guard let object = objects(kind)[name] else { throw .notFound("\(kind.resource) \"\(name.name)\"") }
+      guard kind == .pod, PodObject(object).node != nil else {
+        try delete(kind, name)
+        return object
+      }
+      if PodObject(object).isTerminating { return object }
+      do throws(Refusal) {
+        return try put(
+          object.with("metadata", "deletionTimestamp", value: .string(Self.now()))
+            .with("metadata", "deletionGracePeriodSeconds", value: 30), kind)
+      } catch {
+        // Its status was written meanwhile.
+        guard error.code == 409 else { throw error }
+      }
     }
   }
 

@@ -18,11 +18,14 @@ struct DeploymentController {
       // Those that do not serve go first.
       .sorted { ($0.isReady ? 0 : 1, $0.name) < ($1.isReady ? 0 : 1, $1.name) }
     for _ in current.count..<max(wanted, current.count) { create(deployment, template, hash) }
-    for pod in current.dropFirst(wanted) { store.end(.pod, .init(pod.namespace, pod.name)) }
+    for pod in current.dropFirst(wanted) { end(pod) }
     let ready = current.prefix(wanted).count(where: \.isReady)
-    if ready == wanted { for pod in others { store.end(.pod, .init(pod.namespace, pod.name)) } }
+    if ready == wanted { for pod in others { end(pod) } }
     tell(deployment, all: own.count, updated: min(current.count, wanted), ready: own.count(where: \.isReady))
   }
+
+  /// Whoever was quicker did the same.
+  private func end(_ pod: PodObject) { _ = try? store.end(.pod, .init(pod.namespace, pod.name)) }
 
   private func create(_ deployment: JSONValue, _ template: JSONValue, _ hash: String) {
     guard let name = deployment["metadata"]?["name"]?.stringValue else { return }
@@ -40,6 +43,7 @@ struct DeploymentController {
 
   private func tell(_ deployment: JSONValue, all: Int, updated: Int, ready: Int) {
     let status: JSONValue = [
+      "observedGeneration": deployment["metadata"]?["generation"] ?? 1,
       "replicas": .int(Int64(all)), "updatedReplicas": .int(Int64(updated)), "readyReplicas": .int(Int64(ready)),
       "availableReplicas": .int(Int64(ready)),
     ]

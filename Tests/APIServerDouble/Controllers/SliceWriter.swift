@@ -24,7 +24,7 @@ struct SliceWriter {
     }
     for (name, slice) in store.objects(.endpointSlice)
     where slice["metadata"]?["labels"]?["endpointslice.kubernetes.io/managed-by"]?.stringValue == Self.manager {
-      if wanted[name] == nil { store.end(.endpointSlice, name) }
+      if wanted[name] == nil { _ = try? store.end(.endpointSlice, name) }
     }
     let held = store.objects(.endpointSlice)
     for (name, slice) in wanted {

@@ -36,7 +36,7 @@ enum TableForm {
 
   private static func columns(of kind: ServedKind) -> [Column] {
     let name = Column(name: "Name") { $0["metadata"]?["name"] ?? "" }
-    let age = Column(name: "Age") { .string(Self.age(of: $0)) }
+    let age = Column(name: "Age") { .string(Self.age(since: $0["metadata"]?["creationTimestamp"])) }
     switch kind {
     case .pod:
       return [
@@ -71,6 +71,15 @@ enum TableForm {
         },
         age,
       ]
+    case .event:
+      return [
+        Column(name: "Last Seen") { .string(Self.age(since: $0["lastTimestamp"])) },
+        Column(name: "Type") { $0["type"] ?? "" }, Column(name: "Reason") { $0["reason"] ?? "" },
+        Column(name: "Object") {
+          let about = $0["involvedObject"]
+          return .string("\(about?["kind"]?.stringValue?.lowercased() ?? "")/\(about?["name"]?.stringValue ?? "")")
+        }, Column(name: "Message") { $0["message"] ?? "" },
+      ]
     case .namespace, .node: return [name, Column(name: "Status") { .string(phase(of: $0)) }, age]
     default: return [name, age]
     }
@@ -101,8 +110,8 @@ enum TableForm {
     return all.isEmpty ? "<none>" : all.joined(separator: ",")
   }
 
-  private static func age(of object: JSONValue) -> String {
-    guard let text = object["metadata"]?["creationTimestamp"]?.stringValue,
+  private static func age(since time: JSONValue?) -> String {
+    guard let text = time?.stringValue,
       let date = try? Date(text, strategy: .iso8601)
     else { return "<unknown>" }
     let seconds = max(0, Int(Date().timeIntervalSince(date)))

@@ -22,6 +22,7 @@ struct Admission {
     guard store.objects(kind)[.init(asked.namespace ?? "", name)] == nil else {
       throw Refusal(409, "AlreadyExists", "\(kind.resource) \"\(name)\" already exists")
     }
+    if kind == .deployment { new = new.with("metadata", "generation", value: 1) }
     return try completed(new, kind, old: nil)
   }
 
@@ -30,7 +31,39 @@ struct Admission {
     guard new["metadata"]?["name"]?.stringValue == asked.name else {
       throw .badRequest("the name of the object does not match the name on the URL (\(asked.name ?? ""))")
     }
-    return try completed(new, asked.kind, old: old)
+    if let uid = new["metadata"]?["uid"], uid != old["metadata"]?["uid"] {
+      throw Refusal(
+        409, "Conflict",
+        "Operation cannot be fulfilled on \(asked.kind.resource) \"\(asked.name ?? "")\": Precondition failed: UID in "
+          + "precondition: \(uid.stringValue ?? ""), UID in object meta: \(old["metadata"]?["uid"]?.stringValue ?? "")")
+    }
+    return try completed(try kept(new, old, asked.kind), asked.kind, old: old)
+  }
+
+  /// What no client changes this way stays as it was; what must not be changed is refused.
+  private func kept(_ object: JSONValue, _ old: JSONValue, _ kind: ServedKind) throws(Refusal) -> JSONValue {
+    var new = object
+    for key in ["deletionTimestamp", "deletionGracePeriodSeconds", "generation"] {
+      new = new.with("metadata", key, value: old["metadata"]?[key])
+    }
+    guard [.pod, .deployment, .service, .namespace, .node].contains(kind) else { return new }
+    new = new.with("status", value: old["status"])
+    let name = new["metadata"]?["name"]?.stringValue ?? ""
+    if kind == .pod, Self.withoutImages(new["spec"]) != Self.withoutImages(old["spec"]) {
+      throw .invalid(
+        "Pod \"\(name)\"", "spec",
+        "Forbidden: pod updates may not change fields other than `spec.containers[*].image`")
+    }
+    guard kind == .deployment, new["spec"] != old["spec"] else { return new }
+    guard new["spec"]?["selector"] == old["spec"]?["selector"] else {
+      throw .invalid("Deployment \"\(name)\"", "spec.selector", "Invalid value: field is immutable")
+    }
+    return new.with("metadata", "generation", value: .int((old["metadata"]?["generation"]?.intValue ?? 1) + 1))
+  }
+
+  private static func withoutImages(_ spec: JSONValue?) -> JSONValue? {
+    guard let containers = spec?["containers"]?.arrayValue else { return spec }
+    return spec?.with("containers", value: .array(containers.map { $0.with("image", value: nil) }))
   }
 
   /// Of the kind and in the namespace that the request is about.
@@ -81,6 +114,7 @@ struct Admission {
     case .service: return try ServiceAdmission(store: store, old: old).completed(object)
     case .networkPolicy: return policy(object)
     case .deployment: return try deployment(object)
+    case .event: return try event(object)
     default: return object
     }
   }
@@ -91,14 +125,29 @@ struct Admission {
     return object.with("spec", "policyTypes", value: .array(types))
   }
 
+  /// Who an Event is about is in its namespace; of what is in none, it is in "default".
+  private func event(_ object: JSONValue) throws(Refusal) -> JSONValue {
+    let about = object["involvedObject"]?["namespace"]?.stringValue ?? ""
+    guard (about.isEmpty ? "default" : about) == object["metadata"]?["namespace"]?.stringValue else {
+      throw .invalid(
+        "Event \"\(object["metadata"]?["name"]?.stringValue ?? "")\"", "involvedObject.namespace",
+        "Invalid value: \"\(about)\": does not match event.namespace")
+    }
+    return object
+  }
+
   private func deployment(_ object: JSONValue) throws(Refusal) -> JSONValue {
-    let title = "Deployment.apps \"\(object["metadata"]?["name"]?.stringValue ?? "")\""
+    let title = "Deployment \"\(object["metadata"]?["name"]?.stringValue ?? "")\""
     let selector = PodObject.strings(object["spec"]?["selector"]?["matchLabels"])
     guard !selector.isEmpty else { throw .invalid(title, "spec.selector", "Required value") }
     let labels = PodObject.strings(object["spec"]?["template"]?["metadata"]?["labels"])
     guard selector.allSatisfy({ labels[$0.key] == $0.value }) else {
       throw .invalid(
         title, "spec.template.metadata.labels", "Invalid value: `selector` does not match template `labels`")
+    }
+    if let asked = object["spec"]?["replicas"], !asked.isNull, asked.intValue == nil {
+      throw .badRequest(
+        "Deployment in version \"v1\" cannot be handled as a Deployment: spec.replicas: \(asked) is no number")
     }
     let replicas = object["spec"]?["replicas"]?.intValue ?? 1
     guard replicas >= 0 else {

@@ -1,7 +1,7 @@
 import LocalAPI
 
-/// Changes to an object as requests write them, by https://kubernetes.io/docs/tasks/manage-kubernetes-objects/update-api-object-kubectl-patch
-/// and RFC 7386. JSON patches and server-side apply are refused.
+/// Changes to an object as requests write them, by RFC 7386 and
+/// https://kubernetes.io/docs/tasks/manage-kubernetes-objects/update-api-object-kubectl-patch. JSON patches and server-side apply are refused.
 enum Patch {
   private static let merge = "application/merge-patch+json"
   private static let strategic = "application/strategic-merge-patch+json"
@@ -50,9 +50,20 @@ enum Patch {
     func merged(_ old: JSONValue?, _ patch: JSONValue) throws(Refusal) -> JSONValue {
       guard var changes = patch.objectValue else { return patch }
       let directive = changes["$patch"]?.stringValue
+      guard [nil, "replace", "merge"].contains(directive) else {
+        throw .badRequest("$patch: \(directive ?? "") of an object is not understood")
+      }
+      if let unknown = changes.first(where: {
+        $0.key.hasPrefix("$") && !["$patch", "$retainKeys"].contains($0.key) && !$0.key.hasPrefix("$setElementOrder/")
+      }) {
+        throw .badRequest("\(unknown.key) is not understood")
+      }
+      var result = directive == "replace" ? [:] : old?.objectValue ?? [:]
+      if let retained = changes["$retainKeys"]?.arrayValue {
+        for key in result.map(\.key) where !retained.contains(.string(key)) { result[key] = nil }
+      }
       changes["$patch"] = nil
       changes["$retainKeys"] = nil
-      var result = directive == "replace" ? [:] : old?.objectValue ?? [:]
       for change in changes where !change.key.hasPrefix("$") {
         let name = change.key
         if change.value.isNull {

@@ -19,9 +19,17 @@ struct ServiceAdmission {
     for (key, value) in [
       ("type", JSONValue.string(type)), ("sessionAffinity", "None"), ("internalTrafficPolicy", "Cluster"),
     ] where service["spec"]?[key] == nil { service = service.with("spec", key, value: value) }
-    guard type != "ExternalName" else { return service }
+    guard type != "ExternalName" else { return withoutAddresses(service) }
     service = try addresses(service, title)
     return try ports(service, title, needsNodePorts: type != "ClusterIP")
+  }
+
+  /// What another type had does not stay with one that has no use for it, unless it was asked for anew.
+  private func withoutAddresses(_ service: JSONValue) -> JSONValue {
+    var service = service
+    for key in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"]
+    where service["spec"]?[key] == old?["spec"]?[key] { service = service.with("spec", key, value: nil) }
+    return service
   }
 
   private func addresses(_ service: JSONValue, _ title: String) throws(Refusal) -> JSONValue {
@@ -31,6 +39,19 @@ struct ServiceAdmission {
       throw .invalid(title, "spec.clusterIPs[0]", "Invalid value: [\"\(asked[0])\"]: may not change once set")
     }
     var addresses = asked.isEmpty ? held : asked
+    let others = Set(store.objects(.service).values.filter { !isSame($0, service) }.flatMap(Self.addresses))
+    for (index, address) in addresses.enumerated() where address != "None" {
+      guard IPAddress(address) != nil else {
+        throw .invalid(
+          title, "spec.clusterIPs[\(index)]",
+          "Invalid value: \"\(address)\": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)")
+      }
+      guard !others.contains(address) else {
+        throw .invalid(
+          title, "spec.clusterIPs[\(index)]",
+          "Invalid value: \"\(address)\": failed to allocate IP \(address): provided IP is already allocated")
+      }
+    }
     let families = try families(of: service, title, addresses)
     if addresses.first != "None" {
       for family in families.dropFirst(addresses.count) { addresses.append(try allocate(family, title)) }
@@ -73,18 +94,44 @@ struct ServiceAdmission {
   private func ports(_ service: JSONValue, _ title: String, needsNodePorts: Bool) throws(Refusal) -> JSONValue {
     var ports: [JSONValue] = []
     let before = old?["spec"]?["ports"]?.arrayValue ?? []
-    var taken = Set(store.objects(.service).values.flatMap(Self.nodePorts))
-    for (index, asked) in (service["spec"]?["ports"]?.arrayValue ?? []).enumerated() {
+    let all = service["spec"]?["ports"]?.arrayValue ?? []
+    let others = Set(store.objects(.service).values.filter { !isSame($0, service) }.flatMap(Self.nodePorts))
+    // Those that are asked for by their numbers first.
+    var taken = others.union(Self.nodePorts(of: service))
+    for (index, asked) in all.enumerated() {
+      let field = "spec.ports[\(index)]"
       guard let number = asked["port"]?.intValue, (1...65_535).contains(number) else {
-        throw .invalid(title, "spec.ports[\(index)].port", "Invalid value: must be between 1 and 65535, inclusive")
+        throw .invalid(
+          title, "\(field).port", "Invalid value: \(asked["port"] ?? 0): must be between 1 and 65535, inclusive")
+      }
+      let name = asked["name"]?.stringValue ?? ""
+      if all.count > 1, name.isEmpty { throw .invalid(title, "\(field).name", "Required value") }
+      guard !all[..<index].contains(where: { ($0["name"]?.stringValue ?? "") == name }) else {
+        throw .invalid(title, "\(field).name", "Duplicate value: \"\(name)\"")
       }
       var port = asked
+      if let nodePort = port["nodePort"]?.intValue, nodePort != 0 {
+        // What a type had that is given up goes with it.
+        if !needsNodePorts, before.contains(where: { $0["nodePort"] == port["nodePort"] }) {
+          port = port.with("nodePort", value: nil)
+        } else if !needsNodePorts {
+          throw .invalid(title, "\(field).nodePort", "Forbidden: may not be used when `type` is 'ClusterIP'")
+        } else if others.contains(nodePort) {
+          throw .invalid(
+            title, "\(field).nodePort", "Invalid value: \(nodePort): provided port is already allocated")
+        } else if !(30_000...32_767).contains(nodePort) {
+          throw .invalid(
+            title, "\(field).nodePort",
+            "Invalid value: \(nodePort): provided port is not in the valid range. The range of valid ports is 30000-32767"
+          )
+        }
+      }
       if port["protocol"] == nil { port = port.with("protocol", value: "TCP") }
       if port["targetPort"] == nil { port = port.with("targetPort", value: .int(number)) }
       if needsNodePorts, port["nodePort"]?.intValue ?? 0 == 0 {
         let same = before.first { $0["port"] == port["port"] && $0["protocol"] == port["protocol"] }
         guard let free = same?["nodePort"]?.intValue ?? (30_000...32_767).first(where: { !taken.contains($0) }) else {
-          throw .invalid(title, "spec.ports[\(index)].nodePort", "Internal error: no free port")
+          throw .invalid(title, "\(field).nodePort", "Internal error: no free port")
         }
         taken.insert(free)
         port = port.with("nodePort", value: .int(free))
@@ -95,6 +142,10 @@ struct ServiceAdmission {
       throw .invalid(title, "spec.ports", "Required value")
     }
     return service.with("spec", "ports", value: .array(ports))
+  }
+
+  private func isSame(_ other: JSONValue, _ service: JSONValue) -> Bool {
+    ["namespace", "name"].allSatisfy { other["metadata"]?[$0] == service["metadata"]?[$0] }
   }
 
   private static func addresses(of service: JSONValue) -> [String] {
