@@ -9,7 +9,7 @@ DESTDIR ?=
 ENGINE ?= nftables
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help deps build run play test check unit lab-test vm-test test-kernels policy-check alert-check fuzz format install uninstall clean
+.PHONY: help deps build run play test check unit lab-test vm-test test-kernels policy-check alert-check chart-check fuzz format install uninstall clean
 
 help: ## Print this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -24,14 +24,15 @@ run: build ## Bring up a cluster in namespaces, show Services at work, leave a c
 	@echo "== demo: two nodes and a small shop, in network namespaces, by $(ENGINE)"
 	@$(SUDO) bin/dpctl lab demo --engine $(ENGINE)
 
-# The last two keep one processor busy each.
 play: build ## Bring up a cluster with an API server and open a shell in which kubectl changes it (ENGINE=ebpf).
 	@command -v kubectl >/dev/null || scripts/dependencies kubernetes-client
 	@ENGINE=$(ENGINE) scripts/play
 
+# What runs side by side keeps one processor busy each.
 test: build check lab-test ## Everything that CI runs: all the tests below.
 	@scripts/side-by-side scripts/vm-test scripts/policy-check
 	@scripts/alert-check
+	@scripts/chart-check
 
 check: deps ## Fast: format, lint, warnings as errors, unit and kernel tests.
 	@scripts/check
@@ -49,6 +50,9 @@ test-kernels: build ## Tests on every kernel that Sluice is for: 5.10, 6.1, 6.12
 
 alert-check: ## Try the alert rules with promtool (from Debian, unpacked, not installed).
 	@scripts/alert-check
+
+chart-check: ## Compare the Helm chart with the plain YAML and give it wrong values (Helm comes from PyPI).
+	@scripts/chart-check
 
 policy-check: deps ## Compare what policies mean with another program's reading (from PyPI).
 	@scripts/policy-check

@@ -243,7 +243,7 @@ struct AgentConfiguration: Sendable {
 struct ConfigFile {
   private var path = ""
   private var values: [String: (text: String, line: Int)] = [:]
-  private static let known: Set<String> = [
+  static let known: Set<String> = [
     "nodeName", "manifests", "kubeconfig", "context", "apiServer", "engine", "stateDir", "runDir", "socket",
     "metricsAddress", "healthzAddress",
     "clusterCidr", "nodeportAddresses", "cniConfDir", "masqueradeEgress", "verifyInterval", "logLevel", "logFormat",

@@ -1,6 +1,7 @@
 import ArgumentParser
 import Foundation
 import KubernetesObjects
+import LocalAPI
 import Testing
 
 @testable import ClusterSource
@@ -21,7 +22,7 @@ struct DeployTests {
     try parseYAMLDocument(try text("kubernetes/\(name).yaml"))
   }
 
-  @Test("the role lists and watches the kinds that the agent follows, and nothing else")
+  @Test("the role lists and watches the kinds that the agent follows, creates Events, and nothing else")
   func role() throws {
     var granted: Set<String> = []
     for rule in try #require(Self.object("cluster-role")["rules"]?.list) {
@@ -34,7 +35,7 @@ struct DeployTests {
     let wanted = ObjectKind.allCases.flatMap { kind in
       ["list", "watch"].map { "\($0) \(kind.apiGroup)/\(kind.plural)" }
     }
-    #expect(granted == Set(wanted))
+    #expect(granted == Set(wanted + ["create /events"]))
     let subject = try #require(Self.object("cluster-role-binding")["subjects"]?.list?.first)
     let account = try Self.object("service-account")["metadata"]
     #expect(subject["name"]?.textValue == account?["name"]?.textValue)
@@ -93,6 +94,16 @@ struct DeployTests {
       "../../deploy/kubernetes")
     let files = try FileManager.default.contentsOfDirectory(atPath: folder.path).filter { $0 != "kustomization.yaml" }
     #expect(try Self.object("kustomization")["resources"]?.texts?.sorted() == files.sorted())
+  }
+
+  @Test("the chart takes every key of the config file that a DaemonSet does not set itself")
+  func chart() throws {
+    let schema = try JSONValue(parsing: Array(Self.text("helm/sluice/values.schema.json")))
+    let keys = try #require(schema["properties"]?["agent"]?["properties"]?.objectValue).map(\.key)
+    let itsOwn: Set = ["nodeName", "manifests", "kubeconfig", "context", "stateDir", "runDir", "socket"]
+    #expect(Set(keys) == ConfigFile.known.subtracting(itsOwn))
+    let engines = schema["properties"]?["agent"]?["properties"]?["engine"]?["enum"]?.arrayValue
+    #expect(engines?.compactMap(\.stringValue) == EngineName.allCases.map(\.rawValue))
   }
 
   @Test("who runs for long is not privileged, may write where it has to, and never sees the runtime's plugins")
