@@ -38,6 +38,10 @@ extension Reconciler {
   }
   var isReady: Bool { isSynced && !needsResync && hasSwept }
   /// False as well while the Node is going away.
+  var condition: AgentCondition {
+    AgentCondition(isSynced: isSynced, failure: lastFailure ?? socketFailure, repairs: metrics.repairs)
+  }
+
   var isHealthy: Bool {
     let node = state.ownNode
     return isAlive && node?.isBeingDeleted != true

@@ -58,6 +58,7 @@ struct SluiceAgent: AsyncParsableCommand {
       throw error
     } catch {
       logger.critical("stopped", metadata: ["error": "\(error)"])
+      await TellNode.tell(ofEnd: error, configuration)
       throw ExitCode(1)
     }
   }
@@ -93,6 +94,7 @@ struct SluiceAgent: AsyncParsableCommand {
           .init(service: FollowAddresses(reconciler: reconciler)),
           .init(service: CountMaps(reconciler: reconciler)),
           .init(service: PublishNode(reconciler: reconciler, configuration: configuration, logger: logger)),
+          .init(service: TellNode(reconciler: reconciler, configuration: configuration, logger: logger)),
           .init(service: HTTPServers.local(reconciler, socket: configuration.socket, httpLogger)),
           .init(service: HTTPServers.health(reconciler, configuration.healthzAddress, httpLogger)),
           .init(service: HTTPServers.metrics(reconciler, configuration.metricsAddress, httpLogger)),

@@ -67,6 +67,31 @@ import Testing
     }
   }
 
+  @Test("an Event on the Node is written, with a newer token where the one at hand has expired")
+  func events() async throws {
+    let cluster = try Cluster()
+    let port = try await cluster.double.start()
+    cluster.double.store.addDefaultNamespace()
+    let writer = NodeEventWriter(try cluster.access(port: port), node: "node-1", component: "sluice-agent")
+    try await writer.write(NodeEvent("SluiceStarted", "It began."))
+    cluster.double.setTokens(["second"])
+    let refusal = await #expect(throws: APIStatus.self) {
+      try await writer.write(NodeEvent("Lost", "Nobody hears it."))
+    }
+    #expect(refusal?.code == 401)
+    try cluster.folder.write("token", "second")
+    let long = String(repeating: "why? ", count: 1000)
+    try await writer.write(NodeEvent("SluiceStopped", long, isWarning: true))
+    let events = cluster.double.store.objects(.event).values.sorted {
+      $0["reason"]?.stringValue ?? "" < $1["reason"]?.stringValue ?? ""
+    }
+    #expect(events.map { $0["type"] } == ["Normal", "Warning"])
+    #expect(events.map { $0["involvedObject"]?["name"] } == ["node-1", "node-1"])
+    #expect(events.first?["message"] == "It began.")
+    #expect(events.last?["message"]?.stringValue?.utf8.count ?? 9999 <= 1024)
+    await cluster.double.stop()
+  }
+
   @Test(
     "lists and watches, by protobuf and JSON, with and without lists as watches", arguments: [true, false],
     [true, false])

@@ -82,6 +82,12 @@ struct KubectlTests {
         let text = try player.kubectl("get", kind)
         #expect(text.hasPrefix("NAME ") && text.contains(cell), "\(text)")
       }
+      try LabHarness.eventually("both agents have told that they serve") {
+        let events = try player.kubectl("get", "events")
+        return ["node/node1", "node/node2"].allSatisfy { node in
+          events.split(separator: "\n").contains { $0.contains("SluiceStarted") && $0.contains(node) }
+        }
+      }
 
       let log = "\(lab.apiServerDirectory)/watch.log"
       let watch = try lab.spawn(in: .switch, player.environment + ["kubectl", "get", "pods", "-w"], log: log)

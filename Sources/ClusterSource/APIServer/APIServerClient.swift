@@ -1,6 +1,7 @@
 import AsyncHTTPClient
 import Foundation
 import KubernetesObjects
+import LocalAPI
 import NIOCore
 import NIOHTTP1
 import NIOPosix
@@ -25,22 +26,9 @@ actor APIServerClient: APIServerConnection {
   var server: APIServerURL { access.servers[current] }
 
   func get(_ request: ObjectRequest) async throws -> APIAnswer {
-    let credentials = try await reader.read()
-    do { return try await ask(request, credentials) } catch let status as APIStatus where status.code == 401 {
-      // What was said of us may have expired between two readings.
-      await reader.refused(credentials)
-      let newer = try await reader.read()
-      guard newer != credentials else { throw status }
-      return try await ask(request, newer)
-    }
-  }
-
-  private func ask(_ request: ObjectRequest, _ credentials: Credentials) async throws -> APIAnswer {
-    let index = current
-    let session = try session(credentials)
-    let server = session.server
-    do {
-      let response = try await session.get(request.path, accept: request.accepted, limit: Self.longestWait)
+    try await authorized { session, index in
+      let server = session.server
+      let response = try await session.send(.GET, request.path, accept: request.accepted, limit: Self.longestWait)
       let type = response.headers.first(name: "content-type") ?? ""
       let format = WireFormat(contentType: type)
       guard response.status == .ok else {
@@ -57,13 +45,47 @@ actor APIServerClient: APIServerConnection {
             throw Self.named(error, server)
           }
         })
-    } catch let status as APIStatus {
+    }
+  }
+
+  /// - Parameter path: of the objects of its kind.
+  func create(_ object: JSONValue, at path: String) async throws {
+    try await authorized { session, _ in
+      let json = WireFormat.json
+      let response = try await session.send(
+        .POST, path, accept: json.accepted(isWatch: false), json: Array(object.serialized().utf8), limit: .seconds(10))
+      guard response.status == .created else { throw try await Self.status(of: response, json) }
+      _ = try await response.body.collect(upTo: 1 << 20)
+    }
+  }
+
+  /// With what is said of us now, and once more where that was refused.
+  private func authorized<Answer: Sendable>(
+    _ body: (HTTPSession, Int) async throws -> Answer
+  ) async throws -> Answer {
+    let credentials = try await reader.read()
+    do { return try await exchange(credentials, body) } catch let status as APIStatus where status.code == 401 {
+      // It may have expired between two readings.
+      await reader.refused(credentials)
+      let newer = try await reader.read()
+      guard newer != credentials else { throw status }
+      return try await exchange(newer, body)
+    }
+  }
+
+  /// Has something asked of the server whose turn it is; where that fails, the next one is asked from now on.
+  private func exchange<Answer: Sendable>(
+    _ credentials: Credentials, _ body: (HTTPSession, Int) async throws -> Answer
+  ) async throws -> Answer {
+    let index = current
+    let session = try session(credentials)
+    do { return try await body(session, index) } catch let status as APIStatus {
       // 500 and more is about the server, less is about the request.
       if status.code >= 500 { turn(from: index) }
       throw status
     } catch {
       if !(error is CancellationError) { lost(session, index) }
-      throw Self.named(error, server)
+      throw Self.named(error, session.server)
     }
   }
 

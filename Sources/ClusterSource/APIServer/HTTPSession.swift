@@ -85,9 +85,17 @@ final class HTTPSession: Sendable {
 
   /// - Parameters:
   ///   - path: with its query.
+  ///   - json: what is written; nil: nothing is, something is asked for.
   ///   - limit: until the answer begins.
-  func get(_ path: String, accept: String, limit: Duration) async throws -> HTTPClientResponse {
+  func send(
+    _ method: HTTPMethod, _ path: String, accept: String, json: [UInt8]? = nil, limit: Duration
+  ) async throws -> HTTPClientResponse {
     var request = HTTPClientRequest(url: url + path)
+    request.method = method
+    if let json {
+      request.headers.add(name: "Content-Type", value: "application/json")
+      request.body = .bytes(json)
+    }
     request.headers.add(name: "Accept", value: accept)
     request.headers.add(name: "User-Agent", value: Self.userAgent)
     if let token = credentials.token { request.headers.add(name: "Authorization", value: "Bearer \(token)") }
