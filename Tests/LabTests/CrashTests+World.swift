@@ -173,7 +173,7 @@ struct CrashWorld {
       // Whether there is such a port says the Service, who answers say the slices: of each by itself something is in force.
       let states = edited[1].possible
       let second =
-        states.filter { _ in states.contains { $0.hasSecondPort } }.map(\.pods)
+        (states.contains { $0.hasSecondPort } ? states.map(\.pods) : [])
         + (states.contains { !$0.hasSecondPort } ? [[]] : [])
       ask(inside, .tcp, try edited[1].service.target(family, port: 81), second)
       ask([.client], .tcp, SocketAddress(address, try #require(Port(30080))), [all])

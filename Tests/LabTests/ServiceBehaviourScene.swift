@@ -270,7 +270,8 @@ final class ServiceScene {
     #expect(report.outcomes == [.timedOut: 3], what, sourceLocation: sourceLocation)
   }
 
-  /// The client is told at once: within 100 ms (500 ms on a machine that others use), where one that waits for its own retransmission takes a second.
+  /// The client is told at once: within 100 ms (500 ms on a machine that others use), where one that waits for its own
+  /// retransmission takes a second.
   ///
   /// Two requests only: Linux limits ICMP errors to six at once for each client, then one a second.
   func expectRefused(
