@@ -100,10 +100,19 @@ struct DeployTests {
   func chart() throws {
     let schema = try JSONValue(parsing: Array(Self.text("helm/sluice/values.schema.json")))
     let keys = try #require(schema["properties"]?["agent"]?["properties"]?.objectValue).map(\.key)
-    let itsOwn: Set = ["nodeName", "manifests", "kubeconfig", "context", "stateDir", "runDir", "socket"]
+    let itsOwn: Set = [
+      "nodeName", "manifests", "kubeconfig", "context", "stateDir", "runDir", "socket", "healthzAddress",
+    ]
     #expect(Set(keys) == ConfigFile.known.subtracting(itsOwn))
-    let engines = schema["properties"]?["agent"]?["properties"]?["engine"]?["enum"]?.arrayValue
-    #expect(engines?.compactMap(\.stringValue) == EngineName.allCases.map(\.rawValue))
+    func choices(_ key: String) -> [String]? {
+      schema["properties"]?["agent"]?["properties"]?[key]?["enum"]?.arrayValue?.compactMap(\.stringValue)
+    }
+    #expect(choices("engine") == EngineName.allCases.map(\.rawValue))
+    #expect(choices("socketLb") == SocketLB.allCases.map(\.rawValue))
+    #expect(choices("liveFlows") == LiveFlows.allCases.map(\.rawValue))
+    #expect(choices("logLevel") == LogLevel.allCases.map(\.rawValue))
+    #expect(choices("logFormat") == LogFormat.allCases.map(\.rawValue))
+    #expect(choices("migrateFrom") == OtherProxy.allCases.map(\.rawValue))
   }
 
   @Test("who runs for long is not privileged, may write where it has to, and never sees the runtime's plugins")
