@@ -8,12 +8,14 @@ extension ConntrackSocket {
   public func add(_ flow: ConntrackAddition) throws(NetlinkError) {
     let message = Self.additionMessage(flow)
     let object = flow.original.description
-    do throws(NetlinkError) {
-      try socket.acknowledge(message, operation: "add flow", object: object)
-    } catch {
-      guard error.errno == EEXIST else { throw error }
+    var attempts = 0
+    while true {
+      do throws(NetlinkError) { return try socket.acknowledge(message, operation: "add flow", object: object) } catch {
+        attempts += 1
+        // Its packets may be quicker than we are, more than once.
+        guard error.errno == EEXIST, attempts < 10 else { throw error }
+      }
       for tuple in [flow.original, flow.reply] { try forget(tuple) }
-      try socket.acknowledge(message, operation: "add flow", object: object)
     }
   }
 
