@@ -156,7 +156,8 @@ package final class APIServerDouble: Sendable {
         return body(form.object(patched, asked.kind), form)
       case .delete:
         let wishes = try await bodyObject(of: request)
-        return body(form.object(try delete(asked, wishes, options), asked.kind), form)
+        let left = try writing.withLock { (_) throws(Refusal) in try delete(asked, wishes, options) }
+        return body(form.object(left, asked.kind), form)
       }
     } catch {
       let form = (try? WireForm(accept: accept, servesProtobuf: options.servesProtobuf)) ?? .json

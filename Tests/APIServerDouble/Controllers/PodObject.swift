@@ -42,6 +42,13 @@ extension JSONValue {
   /// The same with a member set or, by nil, removed; objects that are missing on the way are made.
   package func with(_ path: String..., value: JSONValue?) -> JSONValue { with(path[...], value) }
 
+  /// The same with all members in alphabetical order, as the comparison of two heeds it.
+  var inOrder: JSONValue {
+    if let items = arrayValue { return .array(items.map(\.inOrder)) }
+    guard let members = objectValue else { return self }
+    return .object(JSONObject(members.map { ($0.key, $0.value.inOrder) }.sorted { $0.0 < $1.0 }))
+  }
+
   private func with(_ path: ArraySlice<String>, _ value: JSONValue?) -> JSONValue {
     guard let key = path.first else { return value ?? .null }
     var object = objectValue ?? [:]

@@ -49,13 +49,13 @@ struct Admission {
     guard [.pod, .deployment, .service, .namespace, .node].contains(kind) else { return new }
     new = new.with("status", value: old["status"])
     let name = new["metadata"]?["name"]?.stringValue ?? ""
-    if kind == .pod, Self.withoutImages(new["spec"]) != Self.withoutImages(old["spec"]) {
+    if kind == .pod, Self.withoutImages(new["spec"])?.inOrder != Self.withoutImages(old["spec"])?.inOrder {
       throw .invalid(
         "Pod \"\(name)\"", "spec",
         "Forbidden: pod updates may not change fields other than `spec.containers[*].image`")
     }
-    guard kind == .deployment, new["spec"] != old["spec"] else { return new }
-    guard new["spec"]?["selector"] == old["spec"]?["selector"] else {
+    guard kind == .deployment, new["spec"]?.inOrder != old["spec"]?.inOrder else { return new }
+    guard new["spec"]?["selector"]?.inOrder == old["spec"]?["selector"]?.inOrder else {
       throw .invalid("Deployment \"\(name)\"", "spec.selector", "Invalid value: field is immutable")
     }
     return new.with("metadata", "generation", value: .int((old["metadata"]?["generation"]?.intValue ?? 1) + 1))
