@@ -79,10 +79,13 @@ struct TellNode: Service {
       waiting.removeAll { Date().timeIntervalSince($0.time) > 60 }
       guard let event = waiting.first, ContinuousClock.now >= nextAttempt else { continue }
       do {
-        try await writer.write(event)
+        try await cancelWhenGracefulShutdown { try await writer.write(event) }
         waiting.removeFirst()
+      } catch is CancellationError {
+        return
       } catch {
         logger.info("Event not written", metadata: ["event": "\(event.reason)", "reason": "\(error)"])
+        if error is EventRefused { waiting.removeFirst() }
         nextAttempt = .now + .seconds(10)
       }
     }
@@ -91,12 +94,17 @@ struct TellNode: Service {
   /// The last that is heard of an agent: why it ends. Takes three seconds at most.
   static func tell(ofEnd error: any Error, _ configuration: AgentConfiguration) async {
     guard let writer = writer(configuration) else { return }
-    await withTaskGroup(of: Void.self) { group in
-      group.addTask { try? await writer.write(NodeEvent("SluiceStopped", "\(error)", isWarning: true)) }
-      group.addTask { try? await Task.sleep(for: .seconds(3)) }
-      await group.next()
-      group.cancelAll()
+    // Not in a group: that would wait for a credential plugin, which cannot be cancelled.
+    let (ends, end) = AsyncStream.makeStream(of: Void.self)
+    Task {
+      try? await writer.write(NodeEvent("SluiceStopped", "\(error)", isWarning: true))
+      end.yield()
     }
+    Task {
+      try? await Task.sleep(for: .seconds(3))
+      end.yield()
+    }
+    for await _ in ends { return }
   }
 
   /// nil: what stands in a folder has nobody to be told.

@@ -36,6 +36,7 @@ extension Reconciler {
     tables.apply(node)
     isSynced = true
     let compiled = clock.now
+    tellOfClosedSubjects()
     resync("first sync")
     resyncSockets("first sync")
     updateRoutes()
@@ -121,12 +122,12 @@ extension Reconciler {
     clauses.note(delta)
     tables.apply(delta)
     revision += 1
+    tellOfClosedSubjects()
     guard !needsResync else { throw RepairUnderWay() }
     var report = try engine.apply(delta, tables: tables)
     // Packets first: what sockets leave alone, they have to answer.
     report += applyToSockets(delta)
     count(report)
-    tellOfClosedSubjects()
     let reused = policies.takeReusedAddresses()
     if !reused.isEmpty { Task { await sweeper.end(flowsOf: reused) } }
     if engine.hasDeferredRemovals { removalsDue = removalsDue ?? clock.now + .milliseconds(20) }
@@ -187,12 +188,13 @@ extension Reconciler {
     entries.map { !tables.frontends(of: $0.original).isEmpty }
   }
 
-  /// Pods that allow nothing: nobody asked for that.
+  /// Pods that allow nothing in one direction: nobody asked for that.
   private func tellOfClosedSubjects() {
+    guard !policies.closedSubjects.isEmpty || !toldClosedSubjects.isEmpty else { return }
     let closed = Set(policies.closedSubjects.map { $0.map(\.description).sorted().joined(separator: ", ") })
     for policies in closed.subtracting(toldClosedSubjects) {
       logger.warning(
-        "pods of these policies allow nothing: together they need more pairs than a node has",
+        "pods of these policies allow nothing, in one direction at least: together they need more pairs than a node has",
         metadata: ["policies": "\(policies)"])
     }
     toldClosedSubjects = closed
@@ -236,6 +238,8 @@ extension Reconciler {
     }
   }
 
+  private static let ownFailure = "a transaction failed"
+
   /// Makes the kernel equal to the tables, whatever it has.
   func resync(_ why: String) {
     do {
@@ -261,6 +265,7 @@ extension Reconciler {
       if why != "first sync", !drift.isEmpty {
         metrics.repairs += 1
         metrics.drift += drift.count
+        if why != Self.ownFailure { foreignChanges += 1 }
         logger.warning("kernel repaired", metadata: ["why": "\(why)", "objects": "\(drift.count)"])
         for object in drift.prefix(20) { logger.warning("repaired", metadata: ["object": "\(object)"]) }
       } else {
@@ -301,7 +306,7 @@ extension Reconciler {
     lastTurn = clock.now
     guard isSynced else { return }
     if needsResync {
-      if clock.now >= nextResync { resync("a transaction failed") }
+      if clock.now >= nextResync { resync(Self.ownFailure) }
       return
     }
     do {

@@ -37,11 +37,12 @@ extension Reconciler {
     return oldestPending.map { clock.now - $0 < .seconds(30) } ?? true
   }
   var isReady: Bool { isSynced && !needsResync && hasSwept }
-  /// False as well while the Node is going away.
   var condition: AgentCondition {
-    AgentCondition(isSynced: isSynced, failure: lastFailure ?? socketFailure, repairs: metrics.repairs)
+    AgentCondition(
+      isSynced: isSynced && !needsResync, failure: lastFailure ?? socketFailure, repairs: foreignChanges)
   }
 
+  /// False as well while the Node is going away.
   var isHealthy: Bool {
     let node = state.ownNode
     return isAlive && node?.isBeingDeleted != true

@@ -68,6 +68,8 @@ actor Reconciler {
   /// Of an API server's objects.
   nonisolated let progress = SourceProgress()
   var lastFailure: String?
+  /// How often the kernel was found without what it had been given, other than after a failure of ours.
+  var foreignChanges = 0
   /// The policies of each, as they were told of.
   var toldClosedSubjects: Set<String> = []
   /// Who may change our tables in the kernel, as of the last resync.

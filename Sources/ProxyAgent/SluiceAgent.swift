@@ -58,7 +58,6 @@ struct SluiceAgent: AsyncParsableCommand {
       throw error
     } catch {
       logger.critical("stopped", metadata: ["error": "\(error)"])
-      await TellNode.tell(ofEnd: error, configuration)
       throw ExitCode(1)
     }
   }
@@ -71,6 +70,14 @@ struct SluiceAgent: AsyncParsableCommand {
       throw ValidationError("--manifests: \(folder): no such folder")
     }
     try AgentLock.take(configuration.runDir)
+    do { try await program(configuration, logger, httpLogger) } catch {
+      await TellNode.tell(ofEnd: error, configuration)
+      throw error
+    }
+  }
+
+  /// As the only agent of this node.
+  private func program(_ configuration: AgentConfiguration, _ logger: Logger, _ httpLogger: Logger) async throws {
     try refuseOtherProxies(configuration)
     let reconciler = try Reconciler(configuration: configuration, logger: logger)
     for warning in NodeSettings(savedPath: configuration.stateDir + "/sysctls.json").apply() {

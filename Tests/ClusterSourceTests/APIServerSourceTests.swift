@@ -72,8 +72,13 @@ import Testing
     let cluster = try Cluster()
     let port = try await cluster.double.start()
     cluster.double.store.addDefaultNamespace()
-    let writer = NodeEventWriter(try cluster.access(port: port), node: "node-1", component: "sluice-agent")
-    try await writer.write(NodeEvent("SluiceStarted", "It began."))
+    // The first of two servers is not there.
+    var access = try cluster.access(port: port)
+    access.servers.insert(try #require(APIServerURL("https://127.0.0.1:1")), at: 0)
+    let writer = NodeEventWriter(access, node: "node-1", component: "sluice-agent")
+    let started = NodeEvent("SluiceStarted", "It began.")
+    try await writer.write(started)
+    try await writer.write(started)
     cluster.double.setTokens(["second"])
     let refusal = await #expect(throws: APIStatus.self) {
       try await writer.write(NodeEvent("Lost", "Nobody hears it."))

@@ -53,7 +53,7 @@ actor APIServerClient: APIServerConnection {
     try await authorized { session, _ in
       let json = WireFormat.json
       let response = try await session.send(
-        .POST, path, accept: json.accepted(isWatch: false), json: Array(object.serialized().utf8), limit: .seconds(10))
+        .POST, path, accept: json.accepted(isWatch: false), json: Array(object.serialized().utf8), limit: .seconds(5))
       guard response.status == .created else { throw try await Self.status(of: response, json) }
       _ = try await response.body.collect(upTo: 1 << 20)
     }

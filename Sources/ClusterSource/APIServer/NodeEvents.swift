@@ -15,11 +15,18 @@ public struct NodeEvent: Sendable, Equatable {
   }
 }
 
+/// What a server will say again of the same Event.
+public struct EventRefused: Error, CustomStringConvertible {
+  public let description: String
+}
+
 /// Writes Events on a Node: `kubectl describe node` and `kubectl get events` show them.
 /// https://kubernetes.io/docs/reference/kubernetes-api/cluster-resources/event-v1/
 public struct NodeEventWriter: Sendable {
   /// What a server takes.
   static let longestMessage = 1024
+  /// Seconds in which the same is said once.
+  static let period = 600.0
 
   private let access: APIServerAccess
   private let node: String
@@ -29,18 +36,32 @@ public struct NodeEventWriter: Sendable {
     (self.access, self.node, self.component) = (access, node, component)
   }
 
-  /// Creates an Event. By a connection of its own: they are rare.
+  /// Creates an Event, unless there is one that says the same in the same ten minutes: an agent that is started again and
+  /// again must not flood anybody. By a connection of its own: they are rare.
   ///
-  /// - Throws: ``APIStatus`` where a server refuses it, else what keeps it from being reached.
+  /// - Throws: ``EventRefused`` where a server refuses it for good, else what keeps all servers from taking it now.
   public func write(_ event: NodeEvent) async throws {
-    // Of what belongs to no namespace, Events are in this one.
-    try await APIServerClient(access).create(object(event), at: "/api/v1/namespaces/default/events")
+    let client = APIServerClient(access, limits: .init(connect: .seconds(1), silence: .seconds(5)))
+    var left = access.servers.count
+    while true {
+      left -= 1
+      do {
+        // Of what belongs to no namespace, Events are in this one.
+        return try await client.create(object(event), at: "/api/v1/namespaces/default/events")
+      } catch let status as APIStatus where status.code < 500 {
+        if status.code == 409 { return }
+        if [400, 403, 404, 422].contains(status.code) { throw EventRefused(description: "\(status)") }
+        throw status
+      } catch {
+        // The client has turned to the next server.
+        guard left > 0, !(error is CancellationError) else { throw error }
+      }
+    }
   }
 
   func object(_ event: NodeEvent) -> JSONValue {
-    // To the microsecond and a number at random: agents of many nodes write here.
-    let number = UInt64(max(0, event.time.timeIntervalSince1970 * 1_000_000))
-    let name = "\(node).\(String(number, radix: 16))\(String(UInt16.random(in: 0x1000...UInt16.max), radix: 16))"
+    let period = Int(event.time.timeIntervalSince1970 / Self.period)
+    let name = "\(node).\(StableHash.hex128("\(period) \(component) \(event.reason) \(event.message)").prefix(16))"
     let time = JSONValue.string(event.time.formatted(.iso8601))
     var message = event.message
     if message.utf8.count > Self.longestMessage {
