@@ -60,7 +60,7 @@ package final class ObjectStore: Sendable {
       throw .invalid(kind.kind, "metadata.name", "Required value: name or generateName is required")
     }
     let name = Name(kind.isNamespaced ? metadata["namespace"]?.stringValue ?? "default" : "", text)
-    return try state.withLock { (state) throws(Refusal) in
+    return try change { (state) throws(Refusal) in
       let old = state.objects[kind]?[name]
       if let expected = metadata["resourceVersion"]?.stringValue, !expected.isEmpty,
         expected != old?["metadata"]?["resourceVersion"]?.stringValue
@@ -85,7 +85,7 @@ package final class ObjectStore: Sendable {
   }
 
   package func delete(_ kind: ServedKind, _ name: Name) throws(Refusal) {
-    try state.withLock { (state) throws(Refusal) in
+    try change { (state) throws(Refusal) in
       guard let old = state.objects[kind]?[name] else { throw .notFound("\(kind.resource) \"\(name.name)\"") }
       Self.record(&state, kind, name, old, nil)
     }
@@ -97,7 +97,16 @@ package final class ObjectStore: Sendable {
     state.version += 1
     state.objects[kind, default: [:]][name] = new
     state.log.append(Event(version: state.version, kind: kind, name: name, old: old, new: new))
-    for watcher in state.watchers.values { watcher.yield() }
+  }
+
+  /// Tells all who listen afterwards, not under the lock: one whose task is cancelled at that moment holds the task's own lock
+  /// and wants this one, to be forgotten.
+  private func change<Result>(_ body: (inout State) throws(Refusal) -> Result) throws(Refusal) -> Result {
+    let (result, watchers) = try state.withLock { (state) throws(Refusal) in
+      (try body(&state), Array(state.watchers.values))
+    }
+    for watcher in watchers { watcher.yield() }
+    return result
   }
 
   package static func now() -> String { Date().formatted(.iso8601) }
@@ -114,11 +123,12 @@ package final class ObjectStore: Sendable {
 
   /// Has every watch send a bookmark: who hears of this version on all its watches knows all there is by now.
   package func announce() -> Int {
-    state.withLock { state in
+    let (version, watchers) = state.withLock { state in
       state.announced = state.version
-      for watcher in state.watchers.values { watcher.yield() }
-      return state.version
+      return (state.version, Array(state.watchers.values))
     }
+    for watcher in watchers { watcher.yield() }
+    return version
   }
 
   var announced: Int { state.withLock { $0.announced } }
@@ -165,5 +175,5 @@ package final class ObjectStore: Sendable {
   }
 
   /// For one that listens, as if there were news.
-  func wake(_ number: Int) { state.withLock { _ = $0.watchers[number]?.yield() } }
+  func wake(_ number: Int) { state.withLock { $0.watchers[number] }?.yield() }
 }

@@ -1,3 +1,5 @@
+import Dispatch
+import Foundation
 import LocalAPI
 import Testing
 
@@ -157,5 +159,26 @@ import Testing
     let selector = try asked.selector
     #expect(selector.matches(["metadata": ["labels": ["app": "b"]]]))
     #expect(!selector.matches(["metadata": ["labels": ["app": "c"]]]))
+  }
+
+  @Test("goes on while those who listen are cut off in the middle of news")
+  func cancelledListeners() {
+    let store = ObjectStore()
+    let ends = DispatchSemaphore(value: 0)
+    Thread.detachNewThread {
+      let object: JSONValue = ["metadata": ["name": "node1"]]
+      for _ in 1...20_000 { _ = try? store.put(object, .node) }
+      ends.signal()
+    }
+    Thread.detachNewThread {
+      for _ in 1...5000 {
+        let listener = Task { for await _ in store.news().stream {} }
+        usleep(50)
+        listener.cancel()
+      }
+      ends.signal()
+    }
+    let deadline = DispatchTime.now() + 60
+    for _ in 1...2 { #expect(ends.wait(timeout: deadline) == .success, "writers and listeners wait for each other") }
   }
 }
