@@ -42,6 +42,13 @@ extension Lab {
     }
   }
 
+  /// How the API server ended, with its last words, where nobody has ended it.
+  func apiServerEnd() -> String? {
+    guard let status = members.withLock({ $0.apiServer })?.poll() else { return nil }
+    let words = (Files.text("\(apiServerDirectory)/log") ?? "").split(separator: "\n").suffix(20)
+    return "the API server ended with status \(status): \(words.joined(separator: "\n"))"
+  }
+
   /// Ends the API server, without a word to anybody.
   public func killAPIServer() {
     guard let server = members.withLock({ $0.apiServer }) else { return }

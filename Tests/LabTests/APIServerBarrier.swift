@@ -14,13 +14,22 @@ extension Lab {
     let version = try servedVersion()
     for node in configuration.nodes where isAgentRunning(node.name) {
       let agent = try agentClient(node.name)
-      try LabHarness.eventually("the agent of \(node.name) has heard of version \(version)") {
+      var told: JSONValue?
+      var hasHeard = false
+      // An agent that has lost its server asks again after half a minute at the latest.
+      try LabHarness.eventually(milliseconds: 40_000, "the agent of \(node.name) has heard of version \(version)") {
         guard let answer = try? agent.request("GET", "/v1/status"),
-          let status = try? JSONValue(parsing: String(decoding: answer.body, as: UTF8.self)),
-          let reached = status["source"]?["resourceVersions"]?.objectValue
+          let status = try? JSONValue(parsing: String(decoding: answer.body, as: UTF8.self))
         else { return false }
+        told = status["source"]
+        let reached = told?["resourceVersions"]?.objectValue ?? [:]
         let versions = reached.compactMap { $0.value.stringValue.flatMap { Int($0) } }
-        return versions.count == ObjectKind.allCases.count && versions.allSatisfy { $0 >= version }
+        hasHeard = versions.count == ObjectKind.allCases.count && versions.allSatisfy { $0 >= version }
+        return hasHeard
+      }
+      if !hasHeard {
+        let words = agentLog(node.name).split(separator: "\n").suffix(10).joined(separator: "\n")
+        Issue.record("\(node.name) told \(told?.serialized() ?? "nothing"), its log ends with:\n\(words)")
       }
     }
   }

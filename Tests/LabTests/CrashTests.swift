@@ -145,10 +145,18 @@ struct CrashTests {
         var log = LogTail(lab.agentLogPath(Self.node))
         let started = monotonicNanoseconds()
         try hand.strike(lab)
+        var strikes = 1
         var lines: [String] = []
         try LabHarness.eventually(milliseconds: 30_000, "\(hand) is repaired") {
           lines += log.newLines()
-          // A repair may come in the middle of the blow; then the next one is for the rest.
+          // A repair may come in the middle of the blow: then the next one is for the rest, or this one was, without having
+          // seen it go.
+          if strikes < 3, monotonicNanoseconds() - started > UInt64(strikes) * 8_000_000_000,
+            lines.contains(where: { $0.contains("] kernel repaired") })
+          {
+            strikes += 1
+            try hand.strike(lab)
+          }
           return lines.contains { $0.contains("] kernel repaired") }
             && hand.named.allSatisfy { name in lines.contains { $0.contains(name) && $0.hasSuffix("] repaired") } }
         }
@@ -160,7 +168,7 @@ struct CrashTests {
         for name in hand.named { #expect(repaired.contains { $0.contains(name) }, "\(hand): \(repaired)") }
         let after = try lab.metrics(Self.node)
         func growth(_ name: String) throws -> Double { try #require(after[name]) - #require(before[name]) }
-        #expect(try (1...2).contains(growth("sluice_repairs_total")), "\(hand)")
+        #expect(try (1...Double(2 * strikes)).contains(growth("sluice_repairs_total")), "\(hand)")
         #expect(try growth("sluice_drift_objects_total") >= 1, "\(hand)")
         var checked = world
         try checked.expectAllowedOutcomes("after \(hand)")

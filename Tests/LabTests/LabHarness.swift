@@ -70,6 +70,8 @@ enum LabHarness {
     defer {
       do { try lab.down() } catch { Issue.record("lab \(lab.name) cannot be taken down: \(error)") }
     }
+    // Told also where the body failed: it may be the cause.
+    defer { if let end = lab.apiServerEnd() { Issue.record("\(end)") } }
     let result = try body(lab)
     expectQuietLogs(of: lab, except: expectedErrors)
     return result

@@ -52,6 +52,7 @@ extension PolicyBehaviour {
           try body(stage, prober)
           try PolicyStage.expectAgreement(of: lab)
           for name in ["s/np", "a/cage"] { try stage.removePolicy(name) }
+          try lab.awaitAPIServer()
           try prober.expectOpen("after all policies")
         } catch {
           try? prober.stop()
