@@ -200,9 +200,23 @@ struct CrashWorld {
           """
           \(what): \(question.spec.mode) from \(question.place) to \(question.spec.target): \(result.outcome) \
           \(result.pod ?? ""), allowed: \(question.answers.sorted())\(question.mayRefuse ? " or refusal" : "")
+          \(traces(of: question.spec))
           """)
       }
     }
+  }
+}
+
+extension CrashWorld {
+  /// What the node knows of connections that got no answer: the flows that nobody has answered, and what it dropped.
+  private func traces(of spec: ProbeSpec) -> String {
+    let flows = (try? lab.exec(in: .node(Self.node), [LabHarness.dpctl, "conntrack", "list", "--all"]).stdout) ?? ""
+    let open = flows.split(separator: "\n").filter { $0.contains(" opening ") || $0.contains("\(spec.target) ") }
+    let drops = ((try? lab.metrics(Self.node)) ?? [:]).filter {
+      $0.key.hasPrefix("sluice_drop_packets_total") && $0.value > 0
+    }
+    return
+      "dropped: \(drops.map { "\($0.key) \($0.value)" }.sorted()), flows:\n\(open.suffix(40).joined(separator: "\n"))"
   }
 }
 

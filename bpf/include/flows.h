@@ -166,13 +166,23 @@ static __always_inline void follow_flow(struct work *work)
 	if (work->kind == PACKET_ERROR)
 		return;
 	if (packet->tuple.proto == IPPROTO_TCP && packet->fragment != FRAGMENT_LATER) {
+		__u8 own_reset = work->from_second ? FLOW_SECOND_RESET : FLOW_FIRST_RESET;
+
 		if (packet->tcp_flags & TCP_FIN)
 			flow->closed |= work->from_second ? FLOW_SECOND_CLOSED : FLOW_FIRST_CLOSED;
-		if (packet->tcp_flags & TCP_RST || flow->closed == (FLOW_FIRST_CLOSED | FLOW_SECOND_CLOSED))
+		if (packet->tcp_flags & TCP_RST) {
+			flow->closed |= own_reset;
 			flow->state = FLOW_CLOSING;
-		else if (state == FLOW_CLOSING && !(packet->tcp_flags & TCP_SYN))
-			/* The reset was not believed. */
+		} else if ((flow->closed & FLOW_BOTH_CLOSED) == FLOW_BOTH_CLOSED) {
+			flow->state = FLOW_CLOSING;
+		} else if (state == FLOW_CLOSING && flow->closed & own_reset && !(packet->tcp_flags & TCP_SYN)) {
+			/*
+			 * Who goes on after a reset has not sent it. What the other end sends proves nothing: it may have been on its
+			 * way.
+			 */
+			flow->closed &= ~(FLOW_FIRST_RESET | FLOW_SECOND_RESET);
 			flow->state = work->is_attempt ? FLOW_OPENING : FLOW_OPEN;
+		}
 	}
 	if (flow->state == FLOW_OPENING && is_answer(work)) {
 		flow->state = FLOW_OPEN;

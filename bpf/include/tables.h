@@ -20,7 +20,7 @@ enum scope { SCOPE_CLUSTER, SCOPE_LOCAL };
 enum family { FAMILY_V4 = 4, FAMILY_V6 = 6 };
 
 /* In the order in which claims to one address and port win. */
-enum frontend_kind { KIND_CLUSTER_IP, KIND_NODE_PORT, KIND_LOAD_BALANCER, KIND_EXTERNAL_IP };
+enum frontend_kind { KIND_CLUSTER_IP, KIND_NODE_PORT, KIND_LOAD_BALANCER, KIND_EXTERNAL_IP, KIND_HOST_PORT };
 
 /* Whose flows get this node's address as their source. */
 enum masquerade_rule { MASQUERADE_EXCEPT_PODS, MASQUERADE_ALWAYS, MASQUERADE_HOST_ONLY };
@@ -263,8 +263,14 @@ enum {
 	FLOW_ASKED_RECEIVER = 128,
 };
 
-/* Of a TCP flow's ends. */
-enum { FLOW_FIRST_CLOSED = 1, FLOW_SECOND_CLOSED = 2 };
+/* Of a TCP flow's ends: that it has sent a FIN, or a reset. */
+enum {
+	FLOW_FIRST_CLOSED = 1,
+	FLOW_SECOND_CLOSED = 2,
+	FLOW_BOTH_CLOSED = 3,
+	FLOW_FIRST_RESET = 4,
+	FLOW_SECOND_RESET = 8,
+};
 
 /* By its tuple between destination translation and masquerade, the lower end first. */
 struct flow {

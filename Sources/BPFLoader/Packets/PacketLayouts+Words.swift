@@ -132,7 +132,8 @@ extension FlowLayout: LegibleLayout {
     [
       Field("state", FlowState(rawValue: state).map { "\($0)" } ?? "\(state)"),
       Field("flags", flags: UInt32(flags), Self.flagNames),
-      Field("closed", flags: UInt32(closed), ["first", "second"]), Field("revision", revision),
+      Field("closed", flags: UInt32(closed), ["first", "second", "first-reset", "second-reset"]),
+      Field("revision", revision),
       Field("age-seconds", MonotonicClock.seconds(since: seen)),
     ]
   }

@@ -62,10 +62,21 @@ import Testing
       ]
     ),
     (
-      "a reset that the other end does not believe",
+      "a reset that its end has not sent",
       [
         ("a", .synchronize, "opening, not answered"), ("b", [.synchronize, .acknowledge], "open"),
-        ("a", .reset, "closing"), ("b", .acknowledge, "open"), ("a", .acknowledge, "open"),
+        ("a", .reset, "closing"), ("b", .acknowledge, "closing"), ("a", .acknowledge, "open"),
+        ("b", .acknowledge, "open"), ("b", .reset, "closing"), ("a", .acknowledge, "closing"),
+        ("b", .acknowledge, "open"),
+      ]
+    ),
+    (
+      "a reset, and what was on its way then",
+      [
+        ("a", .synchronize, "opening, not answered"), ("b", [.synchronize, .acknowledge], "open"),
+        ("a", .acknowledge, "open"), ("a", [.reset, .acknowledge], "closing"), ("b", .acknowledge, "closing"),
+        ("b", .acknowledge, "closing"), ("a", .synchronize, "opening, not answered"),
+        ("b", [.synchronize, .acknowledge], "open"), ("b", .acknowledge, "open"),
       ]
     ),
     (
