@@ -18,6 +18,20 @@ int clinux_spawn_closefrom(void *actions, int first) {
   return posix_spawn_file_actions_addclosefrom_np(actions, first);
 }
 
+int clinux_spawn_filter(const char *path, int input, int output, pid_t *child) {
+  posix_spawn_file_actions_t actions;
+  char *arguments[] = {(char *)path, NULL};
+  int code = posix_spawn_file_actions_init(&actions);
+  if (code) return code;
+  code = posix_spawn_file_actions_adddup2(&actions, input, STDIN_FILENO);
+  if (!code) code = posix_spawn_file_actions_adddup2(&actions, output, STDOUT_FILENO);
+  if (!code) code = posix_spawn(child, path, &actions, NULL, arguments, environ);
+  posix_spawn_file_actions_destroy(&actions);
+  return code;
+}
+
+int clinux_memory_file(const char *name) { return memfd_create(name, MFD_CLOEXEC); }
+
 int clinux_membarrier_global(void) { return (int)syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0); }
 
 void clinux_malloc_trim(void) { malloc_trim(0); }

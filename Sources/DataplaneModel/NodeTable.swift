@@ -11,11 +11,14 @@ public struct LocalEndpoint: Sendable, Hashable {
   public var subjects: Subjects?
   /// The kernel's number of the pod's network namespace, by which its sockets are known; nil: not known.
   public var netnsCookie: UInt64?
+  /// Its device holds packets back: no engine may lead them past it.
+  public var isShaped: Bool
 
   public init(
     interface: String, mac: MACAddress, addresses: [IPAddress], subjects: Subjects? = .unrestricted,
-    netnsCookie: UInt64? = nil
+    netnsCookie: UInt64? = nil, isShaped: Bool = false
   ) {
+    self.isShaped = isShaped
     self.netnsCookie = netnsCookie
     self.interface = interface
     self.mac = mac

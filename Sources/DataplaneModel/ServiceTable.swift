@@ -142,6 +142,7 @@ public enum FrontendKind: UInt8, Sendable, Hashable, Comparable, CaseIterable, C
   case nodePort
   case loadBalancer
   case externalIP
+  case hostPort
 
   public static func < (left: Self, right: Self) -> Bool { left.rawValue < right.rawValue }
   public var description: String {
@@ -150,6 +151,7 @@ public enum FrontendKind: UInt8, Sendable, Hashable, Comparable, CaseIterable, C
     case .nodePort: "NodePort"
     case .loadBalancer: "LoadBalancer"
     case .externalIP: "ExternalIP"
+    case .hostPort: "HostPort"
     }
   }
 }
@@ -160,7 +162,7 @@ public enum MasqueradeRule: UInt8, Sendable, Hashable {
   case exceptPods
   /// externalTrafficPolicy Cluster: everyone.
   case always
-  /// externalTrafficPolicy Local: the node's own processes only; clients keep their address.
+  /// externalTrafficPolicy Local, and host ports: the node's own processes only; clients keep their address.
   case hostOnly
 }
 

@@ -29,8 +29,17 @@ struct NetworkConfiguration {
   }
 
   /// What one plugin of the chain gets on its standard input.
-  func input(for plugin: JSONObject, previous: JSONValue?) -> JSONValue {
+  ///
+  /// - Parameter pod: what it wants of the runtime is told to those that have the capability.
+  func input(for plugin: JSONObject, of pod: LabPod, previous: JSONValue?) -> JSONValue {
     var object = plugin
+    var wishes = JSONObject()
+    let mappings = pod.portMappings
+    if !mappings.isEmpty { wishes["portMappings"] = .array(mappings) }
+    wishes["bandwidth"] = pod.spec.bandwidth?.json
+    let meant = wishes.filter { plugin["capabilities"]?[$0.key] == true }
+    if !meant.isEmpty { object["runtimeConfig"] = .object(JSONObject(meant.map { ($0.key, $0.value) })) }
+    object["capabilities"] = nil
     object["name"] = .string(name)
     object["cniVersion"] = .string(version)
     if let previous { object["prevResult"] = previous }
@@ -134,6 +143,7 @@ extension Lab {
       environment: [
         "CNI_COMMAND": command, "CNI_CONTAINERID": pod.containerID, "CNI_NETNS": pod.netnsPath, "CNI_IFNAME": "eth0",
         "CNI_ARGS": arguments.joined(separator: ";"), "CNI_PATH": Self.pluginDirectory,
-      ], input: Array(configuration.input(for: plugin, previous: previous).serialized().utf8), milliseconds: 30_000)
+      ], input: Array(configuration.input(for: plugin, of: pod, previous: previous).serialized().utf8),
+      milliseconds: 30_000)
   }
 }

@@ -1,3 +1,4 @@
+import LocalAPI
 import NetworkTypes
 
 /// One node of a lab, before it exists.
@@ -138,9 +139,25 @@ public struct PodPort: Sendable, Hashable {
   public var port: Port
   /// What the built-in server does on it.
   public var service: Service
+  /// A port of the node that leads to it.
+  public var hostPort: HostPort?
+
+  public struct HostPort: Sendable, Hashable {
+    public var port: Port
+    /// nil: at the node's addresses.
+    public var address: IPAddress?
+
+    public init(_ port: Port, at address: IPAddress? = nil) {
+      self.port = port
+      self.address = address
+    }
+  }
 
   /// A TCP port named `http…` answers HTTP unless told otherwise; all others greet and echo.
-  public init(_ name: String, _ protocol: L4Protocol, _ port: Port, service: Service? = nil) {
+  public init(
+    _ name: String, _ protocol: L4Protocol, _ port: Port, service: Service? = nil, hostPort: HostPort? = nil
+  ) {
+    self.hostPort = hostPort
     self.name = name
     self.protocol = `protocol`
     self.port = port
@@ -160,6 +177,33 @@ public struct PodSpec: Sendable, Hashable {
   public var uid: String?
   /// Whether it counts as ready as soon as its server listens.
   public var startsReady = true
+  /// What the runtime asks for in its name.
+  public var bandwidth: Bandwidth?
+
+  /// Bits a second, and bits at once; nil: no limit.
+  public struct Bandwidth: Sendable, Hashable {
+    public var ingress: Limit?
+    public var egress: Limit?
+
+    public struct Limit: Sendable, Hashable {
+      public var rate: Int64
+      public var burst: Int64
+
+      public init(rate: Int64, burst: Int64) { (self.rate, self.burst) = (rate, burst) }
+    }
+
+    public init(ingress: Limit? = nil, egress: Limit? = nil) { (self.ingress, self.egress) = (ingress, egress) }
+
+    var json: JSONValue {
+      var object = JSONObject()
+      for (name, limit) in [("ingress", ingress), ("egress", egress)] {
+        guard let limit else { continue }
+        object["\(name)Rate"] = .int(limit.rate)
+        object["\(name)Burst"] = .int(limit.burst)
+      }
+      return .object(object)
+    }
+  }
 
   public init(
     _ namespace: String, _ name: String, node: String, labels: [String: String] = [:], ports: [PodPort] = [],

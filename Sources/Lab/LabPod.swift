@@ -27,6 +27,18 @@ public struct LabPod: Sendable, Hashable {
     self.containerID = containerID
   }
 
+  /// `portMappings` as containerd sends them: by the names of Go's fields.
+  var portMappings: [JSONValue] {
+    spec.ports.compactMap { port in
+      port.hostPort.map { hostPort in
+        [
+          "HostPort": .int(Int64(hostPort.port.number)), "ContainerPort": .int(Int64(port.port.number)),
+          "Protocol": .string(port.protocol.description), "HostIP": .string(hostPort.address?.description ?? ""),
+        ]
+      }
+    }
+  }
+
   /// Inside its node.
   var netnsPath: String { "/run/netns/\(containerID)" }
 
@@ -36,7 +48,8 @@ public struct LabPod: Sendable, Hashable {
     let ports: [JSONValue] = spec.ports.map {
       [
         "name": .string($0.name), "protocol": .string($0.protocol.kubernetesName), "port": .int(Int64($0.port.number)),
-        "service": .string($0.service.rawValue),
+        "service": .string($0.service.rawValue), "hostPort": $0.hostPort.map { .int(Int64($0.port.number)) } ?? .null,
+        "hostIP": $0.hostPort?.address.map { .string($0.description) } ?? .null,
       ]
     }
     return [
@@ -59,8 +72,12 @@ public struct LabPod: Sendable, Hashable {
       guard let name = port["name"]?.stringValue, let number = port["port"]?.intValue.flatMap({ Port($0) }),
         let transport = port["protocol"]?.stringValue.flatMap({ L4Protocol(kubernetesName: $0) })
       else { return nil }
+      let hostPort = port["hostPort"]?.intValue.flatMap { Port($0) }.map {
+        PodPort.HostPort($0, at: port["hostIP"]?.stringValue.flatMap { IPAddress($0) })
+      }
       return PodPort(
-        name, transport, number, service: port["service"]?.stringValue.flatMap { PodPort.Service(rawValue: $0) })
+        name, transport, number, service: port["service"]?.stringValue.flatMap { PodPort.Service(rawValue: $0) },
+        hostPort: hostPort)
     }
     let labels = (json["labels"]?.objectValue).map { object in
       Dictionary(object.compactMap { member in member.value.stringValue.map { (member.key, $0) } }) { $1 }

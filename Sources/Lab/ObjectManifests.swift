@@ -36,11 +36,14 @@ enum ObjectManifests {
       "labels": strings(pod.spec.labels),
     ]
     if pod.isTerminating { metadata["deletionTimestamp"] = .string(timestamp()) }
-    let ports: [JSONValue] = pod.spec.ports.map {
-      [
-        "name": .string($0.name), "protocol": .string($0.protocol.kubernetesName),
-        "containerPort": .int(Int64($0.port.number)),
+    let ports: [JSONValue] = pod.spec.ports.map { port in
+      var object: JSONObject = [
+        "name": .string(port.name), "protocol": .string(port.protocol.kubernetesName),
+        "containerPort": .int(Int64(port.port.number)),
       ]
+      object["hostPort"] = port.hostPort.map { .int(Int64($0.port.number)) }
+      object["hostIP"] = port.hostPort?.address.map { .string($0.description) }
+      return .object(object)
     }
     var status: JSONObject = ["phase": pod.addresses.isEmpty ? "Pending" : "Running"]
     if let first = pod.addresses.first {

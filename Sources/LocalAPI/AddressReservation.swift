@@ -8,12 +8,14 @@ public struct AddressReservation: Sendable, Hashable {
   public var netnsPath: String
   public var netnsInode: UInt64
   public var bootID: String
+  /// Which other plugin gave the addresses; nil: they are ours.
+  public var ipamPlugin: String?
   /// Seconds since 1970.
   public var createdAt: Int64
 
   public init(
     network: String, containerID: String, interfaceName: String, netnsPath: String, netnsInode: UInt64,
-    bootID: String, createdAt: Int64
+    bootID: String, ipamPlugin: String? = nil, createdAt: Int64
   ) {
     self.network = network
     self.containerID = containerID
@@ -21,15 +23,18 @@ public struct AddressReservation: Sendable, Hashable {
     self.netnsPath = netnsPath
     self.netnsInode = netnsInode
     self.bootID = bootID
+    self.ipamPlugin = ipamPlugin
     self.createdAt = createdAt
   }
 
   public var json: JSONValue {
-    [
+    var object: JSONObject = [
       "network": .string(network), "containerID": .string(containerID), "interfaceName": .string(interfaceName),
       "netnsPath": .string(netnsPath), "netnsInode": .string(netnsInode.description), "bootID": .string(bootID),
-      "createdAt": .int(createdAt),
     ]
+    object["ipamPlugin"] = ipamPlugin.map(JSONValue.string)
+    object["createdAt"] = .int(createdAt)
+    return .object(object)
   }
 
   public init(json: JSONValue) throws(FieldError) {
@@ -40,6 +45,7 @@ public struct AddressReservation: Sendable, Hashable {
     netnsPath = try reader.string("netnsPath")
     netnsInode = try reader.value("netnsInode", "inode number") { $0.stringValue.flatMap { UInt64($0) } }
     bootID = try reader.string("bootID")
+    ipamPlugin = try reader.optional("ipamPlugin", reader.string)
     createdAt = try reader.integer("createdAt")
   }
 }

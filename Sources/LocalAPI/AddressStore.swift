@@ -45,6 +45,15 @@ public struct AddressStore: Sendable {
     self.now = now
   }
 
+  /// Those of all networks that there are.
+  public static func all(
+    stateDirectory: String = LocalAPIDefaults.stateDirectory
+  ) throws(FileError) -> [AddressStore] {
+    try LocalFile.names(in: "\(stateDirectory)/networks").map {
+      AddressStore(stateDirectory: stateDirectory, network: $0)
+    }
+  }
+
   public static func wallClock() -> Int64 {
     var time = timespec()
     clock_gettime(CLOCK_REALTIME, &time)
@@ -152,8 +161,17 @@ public struct AddressStore: Sendable {
     try free(ownerPath(containerID, interfaceName))
   }
 
+  /// The same of what `owners` told, where it is still that.
+  ///
+  /// - Parameter known: nil: it could not be read.
+  public func release(ownerName: String, known: AddressReservation?) throws(FileError) {
+    try free("\(ownerDirectory)/\(ownerName)") { $0 == known }
+  }
+
   /// Removes every name of the reservation that lies at `path`.
-  private func free(_ path: String) throws(FileError) {
+  private func free(
+    _ path: String, where isMeant: ((AddressReservation?) -> Bool)? = nil
+  ) throws(FileError) {
     let descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW)
     guard descriptor >= 0 else {
       if errno == ENOENT || errno == ENOTDIR { return }
@@ -164,6 +182,8 @@ public struct AddressStore: Sendable {
     guard flock(descriptor, LOCK_EX | LOCK_NB) == 0 else { return }
     var status = stat()
     guard fstat(descriptor, &status) == 0 else { throw FileError(path: path, operation: "stat", errno: errno) }
+    // What was read by its name was this file's, where the name is still this file's.
+    if let isMeant, !(isMeant(reservation(at: path)) && isLink(path, to: status)) { return }
     // The open descriptor keeps the inode number from being used again, so what has it is ours to remove.
     for name in try LocalFile.names(in: addressDirectory) where isLink("\(addressDirectory)/\(name)", to: status) {
       if let address = IPAddress(name) { markReleased(address) }
@@ -294,6 +314,11 @@ public struct AddressStore: Sendable {
       .map { ($0, reservation(at: path(of: $0))) }
   }
 
+  /// All attachments that hold something, by their hashes, in no order; nil where that cannot be read.
+  public func owners() throws(FileError) -> [(name: String, reservation: AddressReservation?)] {
+    try LocalFile.names(in: ownerDirectory).map { ($0, reservation(at: "\(ownerDirectory)/\($0)")) }
+  }
+
   private func reservation(at path: String) -> AddressReservation? {
     guard let bytes = try? LocalFile.read(path), let json = try? JSONValue(parsing: bytes) else { return nil }
     return try? AddressReservation(json: json)
@@ -302,7 +327,7 @@ public struct AddressStore: Sendable {
   private func path(of address: IPAddress) -> String { "\(addressDirectory)/\(address)" }
 
   private func ownerPath(_ containerID: String, _ interfaceName: String) -> String {
-    "\(ownerDirectory)/\(StableHash.hex128("\(containerID)\0\(interfaceName)"))"
+    "\(ownerDirectory)/\(AttachmentName(containerID, interfaceName).hash)"
   }
 }
 

@@ -24,13 +24,18 @@ public struct EndpointRecord: Sendable, Hashable {
   public var podNamespace: String?
   public var podName: String?
   public var podUID: String?
+  /// Ports of the node that lead to it.
+  public var portMappings: [PortMapping]
+  /// Its device holds packets back, as the runtime asked (`bandwidth`).
+  public var isShaped: Bool
   /// Seconds since 1970.
   public var createdAt: Int64
 
   public init(
     network: String, containerID: String, interfaceName: String, hostInterface: String, mac: MACAddress,
     addresses: [IPAddress], netnsPath: String, netnsInode: UInt64, netnsCookie: UInt64? = nil, bootID: String,
-    podNamespace: String? = nil, podName: String? = nil, podUID: String? = nil, createdAt: Int64
+    podNamespace: String? = nil, podName: String? = nil, podUID: String? = nil, portMappings: [PortMapping] = [],
+    isShaped: Bool = false, createdAt: Int64
   ) {
     self.network = network
     self.containerID = containerID
@@ -45,6 +50,8 @@ public struct EndpointRecord: Sendable, Hashable {
     self.podNamespace = podNamespace
     self.podName = podName
     self.podUID = podUID
+    self.portMappings = portMappings
+    self.isShaped = isShaped
     self.createdAt = createdAt
   }
 
@@ -60,6 +67,8 @@ public struct EndpointRecord: Sendable, Hashable {
     object["podNamespace"] = podNamespace.map(JSONValue.string)
     object["podName"] = podName.map(JSONValue.string)
     object["podUID"] = podUID.map(JSONValue.string)
+    if !portMappings.isEmpty { object["portMappings"] = .array(portMappings.map(\.json)) }
+    if isShaped { object["shaped"] = true }
     object["createdAt"] = .int(createdAt)
     return .object(object)
   }
@@ -86,6 +95,13 @@ public struct EndpointRecord: Sendable, Hashable {
     podNamespace = try reader.optional("podNamespace", reader.string)
     podName = try reader.optional("podName", reader.string)
     podUID = try reader.optional("podUID", reader.string)
+    let mappings = try reader.optional("portMappings") { name throws(FieldError) in
+      try reader.value(name, "array") { $0.arrayValue }
+    }
+    portMappings = try (mappings ?? []).map { mapping throws(FieldError) in try PortMapping(json: mapping) }
+    isShaped =
+      try reader.optional("shaped") { name throws(FieldError) in try reader.value(name, "boolean") { $0.boolValue } }
+      ?? false
     createdAt = try reader.integer("createdAt")
   }
 

@@ -136,6 +136,11 @@ extension RouteSocket {
     try create(kind: "dummy", name: name, mac: mac, mtu: mtu)
   }
 
+  /// A device that hands what is sent to it on to where that came from; what waits in it is shaped.
+  public func createIntermediateBlock(name: String, mtu: Int? = nil) throws(NetlinkError) {
+    try create(kind: "ifb", name: name, mac: nil, mtu: mtu)
+  }
+
   private func create(kind: String, name: String, mac: MACAddress?, mtu: Int?) throws(NetlinkError) {
     guard Self.isPossibleName(name) else {
       throw .system(SystemError(operation: "create \(kind)", object: name, errno: EINVAL, detail: "name length"))

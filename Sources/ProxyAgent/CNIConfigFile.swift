@@ -11,7 +11,8 @@ enum CNIConfigFile {
       "cniVersion": "1.0.0", "cniVersions": ["0.4.0", "1.0.0", "1.1.0"], "name": "sluice",
       "plugins": [
         [
-          "type": "sluice", "mode": "routed", "agentSocket": .string(socket), "runDir": .string(runDir),
+          "type": "sluice", "mode": "routed", "capabilities": ["portMappings": true, "bandwidth": true],
+          "agentSocket": .string(socket), "runDir": .string(runDir),
           "stateDir": .string(stateDir), "ipam": ["type": "sluice"],
         ]
       ],

@@ -64,8 +64,10 @@ enum HTTPServers {
     router.post("v1/endpoints") { request, _ in
       let body = try await request.body.collect(upTo: 1 << 16)
       return await attempt {
-        try await reconciler.publish(EndpointRecord(json: JSONValue(parsing: Array(body.readableBytesView))))
-        return ["programmed": true]
+        let record = try EndpointRecord(json: JSONValue(parsing: Array(body.readableBytesView)))
+        try await reconciler.publish(record)
+        // An agent that knows nothing of host ports would not tell of them.
+        return ["programmed": true, "hostPorts": .int(Int64(record.portMappings.count))]
       }
     }
     router.delete("v1/endpoints/:container/:interface") { _, context in

@@ -63,7 +63,8 @@ struct NumberJournal: ServiceNumbering {
       let proto = L4Protocol(kubernetesName: text[text.index(after: slash)...].uppercased())
     else { return nil }
     let rest = text[..<slash]
-    guard let colon = rest.lastIndex(of: ":"), let first = rest.firstIndex(of: "/"), first < colon else { return nil }
+    // A host port's address, behind it, may have colons too.
+    guard let colon = rest.firstIndex(of: ":"), let first = rest.firstIndex(of: "/"), first < colon else { return nil }
     return ServicePortName(
       service: ObjectKey(
         namespace: String(rest[..<first]), name: String(rest[rest.index(after: first)..<colon])),

@@ -45,7 +45,8 @@ extension Reconciler {
     for record in endpoints.values {
       wanted[record.hostInterface] = LocalEndpoint(
         interface: record.hostInterface, mac: record.mac, addresses: record.addresses,
-        subjects: policies.subjects(of: record.hostInterface), netnsCookie: record.netnsCookie)
+        subjects: policies.subjects(of: record.hostInterface), netnsCookie: record.netnsCookie,
+        isShaped: record.isShaped)
     }
     for name in Set(wanted.keys).union(node.endpoints.keys) where wanted[name] != node.endpoints[name] {
       delta.endpoints[name] = Change(old: node.endpoints[name], new: wanted[name])

@@ -16,9 +16,10 @@ extension Reconciler {
   func firstSync() {
     let start = clock.now
     let delta = compiler.compile(state.services.keys, in: state, tables: tables)
+    tables.apply(delta)
+    tables.apply(hostPortDelta(of: endpoints.values.flatMap(\.portMappings)))
     compiler.numbering.sync()
     compiler.forgetInheritedSlots()
-    tables.apply(delta)
     var everything = ChangeEffect()
     everything.nodes = Array(state.nodes.keys)
     everything.namespaces = Array(state.namespaces.keys)
@@ -328,6 +329,7 @@ extension Reconciler {
       }
       if isOld {
         lookForKubeProxy()
+        forgetDeadEndpoints()
         let routesDiffer = (try? routes.reread()) ?? false
         if routesDiffer { logger.warning("routes to other nodes had been changed") }
         updateRoutes()

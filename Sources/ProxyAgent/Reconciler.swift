@@ -124,28 +124,6 @@ actor Reconciler {
 
   // MARK: Inputs
 
-  /// Reads the endpoint records that earlier agents and the plugin left; those of dead namespaces are dropped.
-  func loadEndpoints() {
-    do {
-      let listing = try records.list()
-      for (path, reason) in listing.unreadable {
-        logger.warning("endpoint record ignored", metadata: ["file": "\(path)", "reason": "\(reason)"])
-      }
-      for record in listing.records {
-        // Gone for certain: where the kernel cannot be asked, the pod is taken to be there.
-        if case .success(nil) = Result(catching: { try addresses.link(named: record.hostInterface) }) {
-          logger.info("endpoint is gone", metadata: ["interface": "\(record.hostInterface)"])
-          try? records.remove(
-            network: record.network, containerID: record.containerID, interfaceName: record.interfaceName)
-          continue
-        }
-        endpoints[record.fileName] = record
-      }
-    } catch {
-      logger.error("endpoint records cannot be read", metadata: ["error": "\(error)"])
-    }
-  }
-
   func handle(_ event: SourceEvent) {
     switch event {
     case .problems(let found, let place):
@@ -189,8 +167,9 @@ actor Reconciler {
   func publish(_ record: EndpointRecord) async throws {
     guard isSynced else { throw LocalAPIRefusal("the agent has not read the cluster's objects yet") }
     try await waitForPod(of: record)
-    endpoints[record.fileName] = record
-    try programEndpoints("endpoint attached", record)
+    try requireFreeHostPorts(record)
+    let earlier = endpoints.updateValue(record, forKey: record.fileName)
+    try programEndpoints("endpoint attached", record, earlierPorts: earlier?.portMappings ?? [])
   }
 
   /// A runtime makes a sandbox from a Pod object that it has seen; we may see it a moment later.
@@ -224,13 +203,18 @@ actor Reconciler {
     }
   }
 
-  private func programEndpoints(_ what: String, _ record: EndpointRecord, isGone: Bool = false) throws {
+  private func programEndpoints(
+    _ what: String, _ record: EndpointRecord, earlierPorts: [PortMapping] = [], isGone: Bool = false
+  ) throws {
     let start = clock.now
     do {
       var delta = policies.compile(
         ChangeEffect(), endpoints: [record.hostInterface: isGone ? LocalPod?.none : LocalPod(record)], in: state,
         tables: tables)
       delta.takeNode(from: nodeDelta())
+      let ports = hostPortDelta(of: record.portMappings + earlierPorts)
+      (delta.frontends, delta.sets) = (ports.frontends, ports.sets)
+      if !ports.isEmpty { compiler.numbering.sync() }
       // Nothing differs where an ADD is repeated, but the device can be another by the same name.
       if !isGone, delta.endpoints[record.hostInterface] == nil, let same = tables.node.endpoints[record.hostInterface] {
         delta.endpoints[record.hostInterface] = Change(old: same, new: same)

@@ -9,7 +9,7 @@ struct Claim: Hashable, Sendable {
   var service: ObjectKey
   var creationTimestamp: Int64
 
-  /// ClusterIP before NodePort before LoadBalancer before externalIP, then the older Service, then the name. A Service
+  /// ClusterIP before NodePort before LoadBalancer before externalIP before hostPort, then the older Service, then the name. A Service
   /// without a time stamp counts as the youngest.
   static func precedes(_ left: Claim, _ right: Claim) -> Bool {
     func age(_ claim: Claim) -> Int64 { claim.creationTimestamp == 0 ? .max : claim.creationTimestamp }

@@ -14,7 +14,7 @@ public struct ServiceCompiler<Numbering: ServiceNumbering> {
     public var kind: FrontendKind
     public var key: FrontendKey
     public var description: String {
-      "Service \(loser): \(kind) \(key) is already taken by Service \(winner)"
+      "\(kind == .hostPort ? "Host port" : "Service") \(loser): \(kind) \(key) is already taken by Service \(winner)"
     }
   }
 
@@ -27,7 +27,7 @@ public struct ServiceCompiler<Numbering: ServiceNumbering> {
   }
 
   public let nodeName: String
-  public private(set) var numbering: Numbering
+  public internal(set) var numbering: Numbering
   /// Names of the service ports in the tables.
   public private(set) var names: [ServicePortID: ServicePortName] = [:]
   public private(set) var healthChecks: [ObjectKey: ServiceHealthCheck] = [:]
@@ -38,6 +38,8 @@ public struct ServiceCompiler<Numbering: ServiceNumbering> {
   /// Service ports that are not programmed because no number was to be had.
   public private(set) var unnumbered: [ObjectKey: [ServicePortName]] = [:]
   private var remembered: [ObjectKey: Remembered] = [:]
+  /// By the name under which a port is listed.
+  var hostPorts: [ObjectKey: CompiledService] = [:]
   private var claims: [FrontendKey: [Claim]] = [:]
   private var contested: Set<FrontendKey> = []
   private var addressUses: [IPAddress: Int] = [:]
@@ -117,7 +119,7 @@ public struct ServiceCompiler<Numbering: ServiceNumbering> {
           CompiledService(
             $0, slices: state.slices(ofService: key), nodeName: nodeName, zone: state.ownNode?.zone,
             nodeAddresses: state.ownNode?.internalIPs ?? [], numbering: &numbering)
-        } ?? CompiledService()
+        } ?? hostPorts[key] ?? CompiledService()
       let known = remembered[key] ?? Remembered()
       setCount += fresh.sets.count
       claimCount += fresh.claims.count
@@ -143,7 +145,7 @@ public struct ServiceCompiler<Numbering: ServiceNumbering> {
     return found
   }
 
-  private mutating func update(
+  mutating func update(
     _ key: ObjectKey, _ compiled: CompiledService, _ tables: borrowing Tables, _ delta: inout TableDelta
   ) {
     let before = remembered[key] ?? Remembered()

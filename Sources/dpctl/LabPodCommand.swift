@@ -22,7 +22,9 @@ struct LabPodAdd: ParsableCommand {
   var label: [String] = []
   @Option(
     name: .long, parsing: .upToNextOption,
-    help: "Ports, name:tcp|udp:number; a TCP port named http… answers HTTP, others greet and echo.")
+    help: """
+      Ports, name:tcp|udp:number[:hostPort]; a TCP port named http… answers HTTP, others greet and echo.
+      """)
   var port: [String] = []
   @Option(name: .long, help: "The Pod object's uid, where an API server has one.")
   var uid: String?
@@ -37,10 +39,17 @@ struct LabPodAdd: ParsableCommand {
     }
     for text in port {
       let parts = text.split(separator: ":", omittingEmptySubsequences: false)
-      guard parts.count == 3, let transport = L4Protocol(kubernetesName: parts[1].uppercased()),
+      guard (3...4).contains(parts.count), let transport = L4Protocol(kubernetesName: parts[1].uppercased()),
         let number = Int(parts[2]).flatMap({ Port($0) })
-      else { throw ValidationError("port \"\(text)\" is not name:tcp|udp:number") }
-      spec.ports.append(PodPort(String(parts[0]), transport, number))
+      else { throw ValidationError("port \"\(text)\" is not name:tcp|udp:number[:hostPort]") }
+      var port = PodPort(String(parts[0]), transport, number)
+      if parts.count == 4 {
+        guard let hostPort = Int(parts[3]).flatMap({ Port($0) }) else {
+          throw ValidationError("port \"\(text)\": \"\(parts[3])\" is no port of the node")
+        }
+        port.hostPort = PodPort.HostPort(hostPort)
+      }
+      spec.ports.append(port)
     }
     spec.uid = uid
     let added = try Lab(attachingTo: name.name).addPod(spec)

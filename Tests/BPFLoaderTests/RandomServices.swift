@@ -84,7 +84,8 @@ struct RandomServices {
       let kind = FrontendKind.allCases.randomElement(using: &random) ?? .clusterIP
       let proto: L4Protocol = Bool.random(using: &random) ? .tcp : .udp
       let address: FrontendAddress =
-        kind == .nodePort ? .node(family) : .address(frontendAddress(family, kind))
+        kind == .nodePort || kind == .hostPort && Bool.random(using: &random)
+        ? .node(family) : .address(frontendAddress(family, kind))
       let key = FrontendKey(address, proto, port())
       // One claim per address and port; NodePorts against addresses are for the packet path to settle.
       guard (delta.frontends[key] ?? Change(old: tables.services.frontends[key], new: nil)).new == nil,

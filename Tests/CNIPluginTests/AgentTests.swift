@@ -30,6 +30,33 @@ struct AgentTests {
     #expect(agent.requests.last?.line == "DELETE /v1/endpoints/c1/eth0")
   }
 
+  @Test("host ports are told to the agent in either spelling, and an agent that does not serve them fails ADD")
+  func hostPorts() throws {
+    let pod = try Pod()
+    func run(_ command: String, _ mappings: JSONValue) throws -> Outcome {
+      try node.run(command, in: pod, config(["runtimeConfig": ["portMappings": mappings]]))
+    }
+    let mappings: JSONValue = [
+      ["HostPort": 8080, "ContainerPort": 80, "Protocol": "tcp", "HostIP": ""],
+      ["hostPort": 53, "containerPort": 5353, "protocol": "UDP", "hostIP": "2001:db8::1"],
+      ["hostPort": 53, "containerPort": 5353, "protocol": "UDP", "hostIP": "2001:db8::1"],
+    ]
+    let agent = try node.startAgent()
+    let outcome = try run("ADD", mappings)
+    #expect(outcome.exitCode == 0, "\(outcome)")
+    let sent = try EndpointRecord(json: JSONValue(parsing: try #require(agent.requests.first).body))
+    #expect(sent.portMappings.map(\.description) == ["tcp/8080", "2001:db8::1 udp/53"])
+    #expect(sent.portMappings.map(\.containerPort.number) == [80, 5353])
+    #expect(try node.endpoints.list().records == [sent])
+    #expect(try run("DEL", mappings).exitCode == 0)
+
+    let old = try node.startAgent(.programsNoHostPorts)
+    let failing = try run("ADD", mappings)
+    #expect(failing.errorCode == 11 && failing.message.contains("host ports"), "\(failing)")
+    #expect(try run("ADD", []).exitCode == 0)
+    withExtendedLifetime(old) {}
+  }
+
   @Test("an agent that refuses, is silent or away fails ADD with code 11 and leaves nothing", arguments: 0..<3)
   func failure(kind: Int) throws {
     let agent = kind == 2 ? nil : try node.startAgent(kind == 0 ? .refuses : .silent)

@@ -65,14 +65,28 @@ struct ErrorTests {
       ("cniVersion", "9.9.9", 1), ("cniVersion", 1, 7), ("name", "", 7), ("name", "a/b", 7), ("name", ["x"], 7),
       ("mode", "bridge", 2), ("mode", 1, 7), ("mtu", -1, 7), ("mtu", 100, 7), ("mtu", 1000, 7), ("mtu", "x", 7),
       ("stateDir", "relative", 7), ("requireAgent", "yes", 7), ("agentTimeoutMilliseconds", 0, 7),
-      ("prevResult", "x", 7), ("ipam", "x", 7), ("ipam", ["type": "host-local"], 7),
+      ("prevResult", "x", 7), ("ipam", "x", 7), ("ipam", ["type": "absent"], 105),
       ("ipam", ["ranges": [[["subnet": "10.0.0.0"]]]], 7), ("ipam", ["ranges": [[]]], 7),
       ("ipam", ["ranges": [[["subnet": "10.0.0.0/24"], ["subnet": "fd00::/64"]]]], 7),
       ("ipam", ["ranges": [[["subnet": "10.0.0.0/24"]], [["subnet": "10.0.0.0/25"]]]], 7),
       ("ipam", ["ranges": [[["subnet": "10.0.0.0/24", "rangeStart": "10.0.1.1"]]]], 7),
       ("ipam", ["ranges": [[["subnet": "10.0.0.0/24", "rangeStart": "10.0.0.9", "rangeEnd": "10.0.0.8"]]]], 7),
-      ("runtimeConfig", ["PortMappings": [["HostPort": 80]]], 2),
-      ("runtimeConfig", ["bandwidth": ["ingressRate": 1]], 2), ("runtimeConfig", ["mac": "01:00:00:00:00:00"], 7),
+      ("runtimeConfig", ["portMappings": ["x"]], 7), ("runtimeConfig", ["PortMappings": [["HostPort": 80]]], 7),
+      ("runtimeConfig", ["portMappings": [["hostPort": 0, "containerPort": 80]]], 7),
+      ("runtimeConfig", ["portMappings": [["hostPort": 70_000, "containerPort": 80]]], 7),
+      ("runtimeConfig", ["portMappings": [["hostPort": 80, "containerPort": 80, "protocol": "icmp"]]], 7),
+      ("runtimeConfig", ["portMappings": [["hostPort": 80, "containerPort": 80, "hostIP": "x"]]], 7),
+      ("runtimeConfig", ["portMappings": [["hostPort": 80, "containerPort": 80, "hostIP": "127.0.0.1"]]], 2),
+      (
+        "runtimeConfig",
+        ["portMappings": [["hostPort": 80, "containerPort": 80], ["hostPort": 80, "containerPort": 81]]], 7
+      ),
+      // No agent is there to serve it.
+      ("runtimeConfig", ["portMappings": [["hostPort": 80, "containerPort": 80]]], 2),
+      ("runtimeConfig", ["bandwidth": ["ingressRate": 1000]], 7),
+      ("runtimeConfig", ["bandwidth": ["egressRate": "x"]], 7),
+      ("runtimeConfig", ["bandwidth": ["egressRate": 1000, "egressBurst": 99_999_999_999]], 7),
+      ("runtimeConfig", ["mac": "01:00:00:00:00:00"], 7),
       ("runtimeConfig", ["ips": ["x"]], 7),
     ] as [(String, JSONValue, Int64)])
   func config(field: String, value: JSONValue, code: Int64) throws {

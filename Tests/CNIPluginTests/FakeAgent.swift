@@ -6,6 +6,8 @@ import Synchronization
 final class FakeAgent: Sendable {
   enum Behaviour: Sendable {
     case programs
+    /// As one of a version that knew no host ports.
+    case programsNoHostPorts
     case refuses
     /// Takes the request and never answers.
     case silent
@@ -75,8 +77,12 @@ final class FakeAgent: Sendable {
           return state.behaviour
         }
         guard behaviour != .silent else { return }
-        let body = behaviour == .programs ? #"{"programmed":true}"# : #"{"error":"no room"}"#
-        let status = behaviour == .programs ? "200 OK" : "503 Unavailable"
+        let mappings = (try? JSONValue(parsing: request.body))?["portMappings"]?.arrayValue ?? []
+        let body =
+          behaviour == .programs
+          ? #"{"programmed":true,"hostPorts":\#(mappings.count)}"#
+          : behaviour == .programsNoHostPorts ? #"{"programmed":true}"# : #"{"error":"no room"}"#
+        let status = behaviour == .refuses ? "503 Unavailable" : "200 OK"
         let answer = Array("HTTP/1.1 \(status)\r\nContent-Length: \(body.utf8.count)\r\n\r\n\(body)".utf8)
         send(connection, answer, answer.count, CInt(MSG_NOSIGNAL))
         close(connection)

@@ -56,17 +56,20 @@ final class Node: Sendable {
   }
 
   /// Variables of `extra` are added; empty ones are left out.
+  ///
+  /// - Parameter tracer: a program with its arguments that runs the plugin.
   func start(
     _ command: String, _ containerID: String = "c1", netns: String = "", _ config: JSONValue? = nil,
-    extra: [String: String] = [:]
+    extra: [String: String] = [:], under tracer: [String] = []
   ) throws -> RunningPlugin {
     var environment = [
       "CNI_COMMAND": command, "CNI_CONTAINERID": containerID, "CNI_NETNS": netns, "CNI_IFNAME": "eth0",
       "CNI_PATH": "/opt/cni/bin",
     ]
     environment.merge(extra) { $1 }
+    let words = tracer + [plugin]
     return try RunningPlugin.start(
-      plugin, environment: environment.filter { !$0.value.isEmpty },
+      words[0], arguments: Array(words.dropFirst()), environment: environment.filter { !$0.value.isEmpty },
       input: (config ?? self.config()).serialized(), in: network.namespace)
   }
 

@@ -39,7 +39,8 @@ struct RunningPlugin: Sendable {
 
   /// Starts it in `namespace` with nothing but this environment and input.
   static func start(
-    _ path: String, environment: [String: String], input: String, in namespace: NetworkNamespace
+    _ path: String, arguments: [String] = [], environment: [String: String], input: String,
+    in namespace: NetworkNamespace
   ) throws -> RunningPlugin {
     try namespace.run {
       let (standardInput, output, notes) = (try Self.pipe(), try Self.pipe(), try Self.pipe())
@@ -52,7 +53,7 @@ struct RunningPlugin: Sendable {
       posix_spawn_file_actions_adddup2(&actions, standardInput.read, 0)
       posix_spawn_file_actions_adddup2(&actions, output.write, 1)
       posix_spawn_file_actions_adddup2(&actions, notes.write, 2)
-      var arguments: [UnsafeMutablePointer<CChar>?] = [strdup(path), nil]
+      var arguments = ([path] + arguments).map { strdup($0) } + [nil]
       var variables = environment.map { strdup("\($0.key)=\($0.value)") } + [nil]
       defer { for pointer in arguments + variables { free(pointer) } }
       var processID = pid_t()

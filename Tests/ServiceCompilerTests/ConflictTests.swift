@@ -25,7 +25,8 @@ struct ConflictTests {
         service(
           "type: LoadBalancer, clusterIP: \(clusterIP), ports: [{port: 80}]", name: name, created: created,
           ingress: "{ip: \(contested)}")
-      case .externalIP:
+      // Those are no Service's: see HostPortTests.
+      case .externalIP, .hostPort:
         service(
           "clusterIP: \(clusterIP), ports: [{port: 80}], externalIPs: [\(contested)]", name: name, created: created)
       }

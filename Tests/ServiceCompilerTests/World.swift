@@ -81,6 +81,15 @@ struct World {
     return delta
   }
 
+  /// What the agent does where local pods come to have a port of the node, or go.
+  @discardableResult
+  mutating func change(hostPort: UInt16, _ targets: HostPortTarget...) -> TableDelta {
+    guard let port = Port(hostPort) else { return TableDelta() }
+    let delta = compiler.compile(hostPort: port, targets, tables: tables)
+    tables.apply(delta)
+    return delta
+  }
+
   /// Changes what the tables say of the node itself.
   mutating func changeNode(_ body: (inout TableDelta) -> Void) {
     var delta = TableDelta()

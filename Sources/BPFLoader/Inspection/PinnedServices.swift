@@ -45,29 +45,35 @@ public struct PinnedServices {
   }
 
   /// A frontend leads to sets of its family. A service port has a cluster address in each family that it has sets of, and
-  /// a NodePort in all of them or in none.
+  /// a NodePort in all of them or in none. A host port has neither.
   private static func compare(
     _ frontends: [FrontendKeyLayout: FrontendLayout], with sets: [SetKeyLayout: BackendSetLayout],
     _ drift: inout [Drift], _ say: (UInt32) -> String
   ) {
-    var (clustered, exposed): (Set<SetKeyLayout>, Set<SetKeyLayout>) = ([], [])
+    var (clustered, exposed, hosted): (Set<SetKeyLayout>, Set<SetKeyLayout>, Set<SetKeyLayout>) = ([], [], [])
     for (key, frontend) in frontends {
       var set = SetKeyLayout()
       (set.service, set.family) = (frontend.service, key.address.address?.family == .v4 ? 4 : 6)
       if frontend.kind == FrontendKind.clusterIP.rawValue { clustered.insert(set) }
       if frontend.kind == FrontendKind.nodePort.rawValue { exposed.insert(set) }
+      if frontend.kind == FrontendKind.hostPort.rawValue { hosted.insert(set) }
       for scope in Set([frontend.nodeScope, frontend.outsideScope]) {
         set.scope = scope
         if sets[set] == nil { drift.append(Drift(.missing, "map sets: \(set)\(say(set.service)), of frontend \(key)")) }
       }
     }
     let ports = Set(exposed.map(\.service))
+    let hostPorts = Set(hosted.map(\.service))
     for service in Set(sets.keys.map(\.withoutScope)) {
       func miss(_ kind: FrontendKind) {
         let family = IPFamily(rawValue: service.family)?.description ?? "\(service.family)"
         drift.append(
           Drift(
             .missing, "map frontends: kind=\(kind) service=\(service.service) family=\(family)\(say(service.service))"))
+      }
+      if hostPorts.contains(service.service) {
+        if !hosted.contains(service) { miss(.hostPort) }
+        continue
       }
       if !clustered.contains(service) { miss(.clusterIP) }
       if ports.contains(service.service), !exposed.contains(service) { miss(.nodePort) }

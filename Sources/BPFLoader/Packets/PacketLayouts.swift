@@ -28,12 +28,14 @@ public struct EndpointLayout: MapLayout {
   var v6 = AddressLayout()
 
   static let isKnown: UInt32 = 1
+  /// Its packets wait at its device: none may go past it.
+  static let isShaped: UInt32 = 2
 
   public init() {}
   public init(_ endpoint: LocalEndpoint) {
     ingress = endpoint.subjects?.ingress.rawValue ?? 0
     egress = endpoint.subjects?.egress.rawValue ?? 0
-    flags = endpoint.subjects == nil ? 0 : Self.isKnown
+    flags = (endpoint.subjects == nil ? 0 : Self.isKnown) | (endpoint.isShaped ? Self.isShaped : 0)
     mac = MACLayout(endpoint.mac)
     func first(_ family: IPFamily) -> AddressLayout {
       endpoint.addresses.first { $0.family == family }.map { AddressLayout($0) } ?? AddressLayout()
@@ -53,6 +55,7 @@ public struct PodDeviceLayout: MapLayout {
   /// - Parameter device: the node's end.
   init(_ endpoint: LocalEndpoint, _ device: Device) {
     self.device = device.index
+    flags = endpoint.isShaped ? EndpointLayout.isShaped : 0
     (mac, gatewayMAC) = (MACLayout(endpoint.mac), MACLayout(device.mac))
   }
 }

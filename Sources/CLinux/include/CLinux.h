@@ -10,8 +10,11 @@
 #include <linux/netfilter/nfnetlink_conntrack.h>
 #include <linux/neighbour.h>
 #include <linux/netlink.h>
+#include <linux/pkt_cls.h>
+#include <linux/pkt_sched.h>
 #include <linux/rtnetlink.h>
 #include <linux/sched.h>
+#include <linux/tc_act/tc_mirred.h>
 #include <linux/veth.h>
 #include <stdint.h>
 #include <sys/epoll.h>
@@ -24,6 +27,10 @@ int clinux_unshare(int flags);
 int clinux_pipe2(int ends[2], int flags);
 /// The same of spawn.h's, for its posix_spawn_file_actions_t: what is started has no descriptor from this one on.
 int clinux_spawn_closefrom(void *actions, int first);
+/// Starts a program with this process's environment and these descriptors as standard input and output. Returns 0 or an errno.
+int clinux_spawn_filter(const char *path, int input, int output, pid_t *child);
+/// memfd_create(2), closed where another program is started.
+int clinux_memory_file(const char *name);
 
 /// membarrier(2) in its global form: returns when every RCU reader that ran at the call has ended (10-30 ms).
 int clinux_membarrier_global(void);

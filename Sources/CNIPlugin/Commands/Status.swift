@@ -16,7 +16,10 @@ enum Status {
       return isPassing ? CNIError(.notAvailable, error.message, details: error.details) : error
     }
     if config.requiresAgent { try askAgent(config) }
-    for pool in settings.pools { try requireFreeAddress(pool, config) }
+    switch settings.addresses {
+    case .own(let pools, _, _): for pool in pools { try requireFreeAddress(pool, config) }
+    case .plugin(let ipam): try ipam.status()
+    }
   }
 
   private static func askAgent(_ config: Config) throws(CNIError) {

@@ -12,6 +12,8 @@ struct AttachmentResult {
   /// Bytes.
   let mtu: Int
   let addresses: [IPAddress]
+  /// Besides the default ones.
+  let routes: [CIDR]
   let dns: JSONObject?
 
   /// The result in the form of `version`; what earlier plugins of the chain made stays as it is, ours is added.
@@ -34,7 +36,7 @@ struct AttachmentResult {
       guard let address = addresses.first(where: { $0.family == family }) else { continue }
       result[key] = [
         "ip": .string("\(InterfaceText.host(address))"), "gateway": .string("\(RoutedShape.gateway(family))"),
-        "routes": [Self.defaultRoute(family)],
+        "routes": .array(routes(family)),
       ]
     }
   }
@@ -63,15 +65,18 @@ struct AttachmentResult {
       ips.append(.object(ip))
     }
     for family in IPFamily.allCases where addresses.contains(where: { $0.family == family }) {
-      routes.append(Self.defaultRoute(family))
+      routes += self.routes(family)
     }
     result["interfaces"] = .array(interfaces)
     result["ips"] = .array(ips)
     result["routes"] = .array(routes)
   }
 
-  private static func defaultRoute(_ family: IPFamily) -> JSONValue {
-    ["dst": family == .v4 ? "0.0.0.0/0" : "::/0", "gw": .string("\(RoutedShape.gateway(family))")]
+  private func routes(_ family: IPFamily) -> [JSONValue] {
+    let others = routes.filter { $0.family == family }.map(\.description)
+    return ([family == .v4 ? "0.0.0.0/0" : "::/0"] + others).map { destination in
+      ["dst": .string(destination), "gw": .string("\(RoutedShape.gateway(family))")]
+    }
   }
 }
 

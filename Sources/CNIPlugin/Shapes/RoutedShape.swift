@@ -6,8 +6,8 @@ import NetworkTypes
 /// The routed shape of an attachment: a veth pair, one route per pod address on the node, and in the pod a gateway that
 /// exists only as a permanent neighbour entry. No bridge, no ARP, no neighbour discovery between pod and node.
 struct RoutedShape {
-  let containerID: String
-  let podInterface: String
+  let name: AttachmentName
+  var podInterface: String { name.interfaceName }
   let hostInterface: String
   let hostMAC: MACAddress
   let podMAC: MACAddress
@@ -23,11 +23,9 @@ struct RoutedShape {
 
   /// Names and MACs are derived, so that a repeated or killed ADD, and every DEL, mean the same devices.
   init(containerID: String, interfaceName: String, mac: MACAddress? = nil) {
-    let digits = StableHash.hex128("\(containerID)\0\(interfaceName)")
-    self.containerID = containerID
-    podInterface = interfaceName
-    // Its beginning tells the packet path whose device it is: see the agent's rules.
-    hostInterface = "slc" + digits.prefix(12)
+    name = AttachmentName(containerID, interfaceName)
+    let digits = name.hash
+    hostInterface = name.hostInterface
     hostMAC = Self.mac(digits.dropFirst(12))
     podMAC = mac ?? Self.mac(digits.dropFirst(22))
   }
@@ -46,10 +44,14 @@ struct RoutedShape {
 
   /// Builds everything, and leaves the host end down: nothing gets in or out before `open`. On an error the caller
   /// removes the host end, and with it all the rest.
-  func attach(_ addresses: [IPAddress], mtu: Int, in namespace: NetworkNamespace, node: RouteSocket) throws {
+  ///
+  /// - Parameter routes: of the pod, besides the default ones; all lead to the node.
+  func attach(
+    _ addresses: [IPAddress], routes: [CIDR], mtu: Int, in namespace: NetworkNamespace, node: RouteSocket
+  ) throws {
     let descriptor = try namespace.open()
     try createPair(mtu: mtu, peerNamespace: descriptor.number, node: node)
-    try configurePod(addresses, in: namespace)
+    try configurePod(addresses, routes, in: namespace)
     try configureNode(families: Set(addresses.map(\.family)))
   }
 
@@ -69,7 +71,7 @@ struct RoutedShape {
     }
   }
 
-  private func configurePod(_ addresses: [IPAddress], in namespace: NetworkNamespace) throws {
+  private func configurePod(_ addresses: [IPAddress], _ routes: [CIDR], in namespace: NetworkNamespace) throws {
     let (name, hostMAC) = (podInterface, hostMAC)
     let families = Set(addresses.map(\.family))
     try namespace.run {
@@ -97,8 +99,10 @@ struct RoutedShape {
         let gateway = Self.gateway(family)
         try pod.replaceNeighbour(Neighbour(address: gateway, interfaceIndex: link.index, mac: hostMAC))
         try pod.addRoute(Route(destination: CIDR(host: gateway), interfaceIndex: link.index))
-        try pod.addRoute(
-          Route(destination: Route.defaultDestination(family), gateway: gateway, interfaceIndex: link.index))
+        let destinations = [Route.defaultDestination(family)] + routes.filter { $0.family == family }
+        for destination in destinations {
+          try pod.addRoute(Route(destination: destination, gateway: gateway, interfaceIndex: link.index))
+        }
       }
     }
   }
@@ -120,7 +124,7 @@ struct RoutedShape {
     guard let link = try node.link(named: hostInterface) else {
       throw SystemError(operation: "find the pod's host end", object: hostInterface, errno: ENODEV)
     }
-    try node.setLink(index: link.index, LinkChanges(isUp: true, alias: "sluice \(containerID) \(podInterface)"))
+    try node.setLink(index: link.index, LinkChanges(isUp: true, alias: "sluice \(name)"))
     for address in addresses {
       try node.replaceNeighbour(Neighbour(address: address, interfaceIndex: link.index, mac: podMAC))
       // Replaced, not added: whoever had the address before is gone, and a route it left behind would catch our packets.

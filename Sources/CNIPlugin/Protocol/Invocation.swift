@@ -8,6 +8,7 @@ struct Invocation {
     case delete = "DEL"
     case check = "CHECK"
     case status = "STATUS"
+    case collectGarbage = "GC"
     case version = "VERSION"
   }
 
@@ -28,7 +29,7 @@ struct Invocation {
 
   /// Reads and checks the variables that `verb` needs. Errors have code 4 and name the variable.
   init(_ verb: Verb) throws(CNIError) {
-    guard verb != .status, verb != .version else { return }
+    guard [.add, .delete, .check].contains(verb) else { return }
     containerID = try Self.required("CNI_CONTAINERID", verb)
     guard Self.isIdentifier(containerID) else {
       throw .environment("CNI_CONTAINERID", "'\(containerID)' is not of the form [a-zA-Z0-9][a-zA-Z0-9_.-]*")

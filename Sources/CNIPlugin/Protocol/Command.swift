@@ -16,14 +16,16 @@ enum Command {
       }
       if verb == .version { return try describeVersions() }
       let invocation = try Invocation(verb)
-      let json = try Config.parse(try readInput())
+      let input = try readInput()
+      let json = try Config.parse(input)
       version = Config.statedVersion(json)
-      let config = try Config(json, lenient: verb == .delete)
+      let config = try Config(json, input, lenient: verb == .delete)
       switch verb {
       case .add: write(try Attachment.add(invocation, config))
       case .delete: try Attachment.delete(invocation, config)
       case .check: try Attachment.check(invocation, config)
       case .status: try Status.run(config)
+      case .collectGarbage: try GarbageCollection.run(config)
       case .version: break
       }
       return 0

@@ -6,6 +6,8 @@ import NetworkTypes
 /// Read in two steps: what DEL needs (`name` and folders) must be readable whatever else has changed since ADD; the rest
 /// is checked only by commands that use it.
 struct Config {
+  /// As it came, for plugins that are run on its behalf.
+  let input: [UInt8]
   let json: JSONObject
   let version: SpecVersion
   let name: String
@@ -17,29 +19,33 @@ struct Config {
   let requiresAgent: Bool
   /// What earlier plugins of the chain made.
   let previousResult: JSONObject?
+  /// `ipam.type` where another plugin gives the addresses.
+  let ipamPlugin: String?
 
   /// The version to print errors in, whether or not it is one of ours.
-  static func statedVersion(_ json: JSONValue) -> String {
+  static func statedVersion(_ json: JSONObject) -> String {
     guard let text = json["cniVersion"]?.stringValue, !text.isEmpty else { return SpecVersion.v0_1_0.rawValue }
     return text
   }
 
-  static func parse(_ input: [UInt8]) throws(CNIError) -> JSONValue {
+  static func parse(_ input: [UInt8]) throws(CNIError) -> JSONObject {
     let json: JSONValue
     do throws(JSONError) {
       json = try JSONValue(parsing: input)
     } catch {
       throw CNIError(.decoding, "network configuration: \(error)")
     }
-    guard json.objectValue != nil else { throw CNIError(.decoding, "network configuration: is no JSON object") }
-    return json
+    guard let object = json.objectValue else {
+      throw CNIError(.decoding, "network configuration: is no JSON object")
+    }
+    return object
   }
 
   /// With `lenient` everything but the name and the version falls back to its default where it is wrong: nothing that
   /// has changed since ADD may keep a pod from being torn down.
-  init(_ json: JSONValue, lenient: Bool = false) throws(CNIError) {
-    self.json = json.objectValue ?? JSONObject()
-    let fields = ConfigFields(self.json)
+  init(_ json: JSONObject, _ input: [UInt8], lenient: Bool = false) throws(CNIError) {
+    (self.json, self.input) = (json, input)
+    let fields = ConfigFields(json)
     func optional<Value>(_ read: () throws(CNIError) -> Value?) throws(CNIError) -> Value? {
       do throws(CNIError) {
         return try read()
@@ -70,6 +76,11 @@ struct Config {
       try optional { () throws(CNIError) in try fields.integer("agentTimeoutMilliseconds", in: 1...600_000) } ?? 10_000
     requiresAgent = try optional { () throws(CNIError) in try fields.bool("requireAgent") } ?? true
     previousResult = try optional { () throws(CNIError) in try fields.object("prevResult") }
+    let type = try optional { () throws(CNIError) in
+      let ipam = try fields.object("ipam") ?? JSONObject()
+      return try ConfigFields(ipam, prefix: "ipam.").string("type")
+    }
+    ipamPlugin = type == "sluice" || type?.isEmpty == true ? nil : type
   }
 
   var endpoints: EndpointRecordStore { EndpointRecordStore(directory: "\(runDirectory)/endpoints") }
@@ -88,45 +99,5 @@ struct Config {
     } catch {
       throw CNIError(.io, "node facts \(path): \(error)")
     }
-  }
-}
-
-/// Typed members of the configuration: a wrong type is error 7 and names the field.
-struct ConfigFields {
-  let object: JSONObject
-  let prefix: String
-
-  init(_ object: JSONObject, prefix: String = "") {
-    self.object = object
-    self.prefix = prefix
-  }
-
-  private func read<Value>(
-    _ key: String, _ kind: String, _ convert: (JSONValue) -> Value?
-  ) throws(CNIError) -> Value? {
-    guard let json = object[key], !json.isNull else { return nil }
-    guard let value = convert(json) else { throw .config(prefix + key, "is no \(kind)") }
-    return value
-  }
-
-  func string(_ key: String) throws(CNIError) -> String? { try read(key, "string") { $0.stringValue } }
-  func bool(_ key: String) throws(CNIError) -> Bool? { try read(key, "boolean") { $0.boolValue } }
-  func object(_ key: String) throws(CNIError) -> JSONObject? { try read(key, "object") { $0.objectValue } }
-  func array(_ key: String) throws(CNIError) -> [JSONValue]? { try read(key, "array") { $0.arrayValue } }
-
-  func integer(_ key: String, in range: ClosedRange<Int>) throws(CNIError) -> Int? {
-    let number = try read(key, "whole number") { $0.intValue.flatMap { Int(exactly: $0) } }
-    if let number, !range.contains(number) {
-      throw .config(prefix + key, "\(number) is outside \(range.lowerBound)...\(range.upperBound)")
-    }
-    return number
-  }
-
-  func path(_ key: String) throws(CNIError) -> String? {
-    let path = try string(key)
-    if let path, !path.hasPrefix("/") || path.unicodeScalars.contains("\0") {
-      throw .config(prefix + key, "'\(path)' is no absolute path")
-    }
-    return path
   }
 }

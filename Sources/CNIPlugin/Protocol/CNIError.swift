@@ -2,28 +2,36 @@ import LocalAPI
 
 /// A failure as the CNI specification has the runtime see it: JSON on standard output.
 struct CNIError: Error {
-  /// The specification's well-known codes, and ours from 100 up.
-  enum Code: Int64 {
-    case incompatibleVersion = 1
-    case unsupportedField = 2
-    case unknownContainer = 3
-    case invalidEnvironment = 4
-    case io = 5
-    case decoding = 6
-    case invalidConfig = 7
-    case tryAgainLater = 11
+  /// The specification's well-known codes, ours from 100 up, and those of plugins that we run.
+  struct Code: RawRepresentable, Hashable {
+    let rawValue: Int64
+
+    static let incompatibleVersion = Code(rawValue: 1)
+    static let unsupportedField = Code(rawValue: 2)
+    static let unknownContainer = Code(rawValue: 3)
+    static let invalidEnvironment = Code(rawValue: 4)
+    static let io = Code(rawValue: 5)
+    static let decoding = Code(rawValue: 6)
+    static let invalidConfig = Code(rawValue: 7)
+    static let tryAgainLater = Code(rawValue: 11)
     /// STATUS only: no ADD can be served.
-    case notAvailable = 50
+    static let notAvailable = Code(rawValue: 50)
+    /// STATUS only: the same, and what is attached is impaired too.
+    static let limitedConnectivity = Code(rawValue: 51)
     /// The kernel refused a request.
-    case kernel = 100
+    static let kernel = Code(rawValue: 100)
     /// The pod has an interface of that name.
-    case interfaceExists = 101
+    static let interfaceExists = Code(rawValue: 101)
     /// A requested address cannot be had.
-    case addressUnavailable = 102
+    static let addressUnavailable = Code(rawValue: 102)
     /// CHECK found something missing.
-    case checkFailed = 103
+    static let checkFailed = Code(rawValue: 103)
     /// The container is attached already.
-    case alreadyAttached = 104
+    static let alreadyAttached = Code(rawValue: 104)
+    /// A plugin that we run cannot be run, or does not say what it has to.
+    static let otherPlugin = Code(rawValue: 105)
+    /// GC could not remove all it had to.
+    static let leftBehind = Code(rawValue: 106)
   }
 
   let code: Code

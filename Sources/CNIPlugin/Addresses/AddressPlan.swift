@@ -1,46 +1,45 @@
 import LocalAPI
 import NetworkTypes
 
-/// What the configuration says about a new attachment, checked whole before anything is touched.
-struct AttachmentConfig {
-  /// Bytes; nil: derive.
-  let mtu: Int?
-  let mac: MACAddress?
-  /// One address of each.
-  let pools: [AddressPool]
-  let requestedAddresses: [IPAddress]
-  let dns: JSONObject?
+/// Where the addresses of an attachment come from.
+enum AddressPlan {
+  /// Our own store: one address of each pool, among them those that are asked for; routes besides the default ones.
+  case own(pools: [AddressPool], requested: [IPAddress], routes: [CIDR])
+  case plugin(IPAMPlugin)
 
-  init(_ config: Config) throws(CNIError) {
+  init(_ config: Config, _ runtime: RuntimeConfig) throws(CNIError) {
     let fields = ConfigFields(config.json)
-    let mode = try fields.string("mode") ?? "routed"
-    guard mode == "routed" else { throw .unsupported("mode", "'\(mode)'", "use 'routed'") }
-    let mtu = try fields.integer("mtu", in: 0...65_535) ?? 0
-    guard mtu == 0 || mtu >= 576 else { throw .config("mtu", "\(mtu) is below 576") }
-    self.mtu = mtu == 0 ? nil : mtu
-
-    let runtime = RuntimeConfig(try fields.object("runtimeConfig") ?? JSONObject())
-    try runtime.refuseUnsupported()
-    mac = try runtime.mac()
-    let ownDNS = try fields.object("dns")
-    dns = try runtime.object("dns") ?? ownDNS
-
     let ipam = ConfigFields(try fields.object("ipam") ?? JSONObject(), prefix: "ipam.")
-    let type = try ipam.string("type") ?? "sluice"
-    guard type == "sluice" else { throw .config("ipam.type", "'\(type)' is not supported, use 'sluice'") }
-    pools = try Self.pools(config, runtime: runtime, ipam: ipam)
-    if let v6 = pools.first(where: { $0.family == .v6 }), mtu != 0, mtu < 1280 {
-      throw .config("mtu", "\(mtu) is below 1280, which IPv6 (\(v6)) needs")
+    if let type = config.ipamPlugin {
+      self = .plugin(try IPAMPlugin(type, config))
+      return
     }
-
+    let pools = try Self.pools(config, runtime: runtime, ipam: ipam)
     var requested = try runtime.addresses()
     if requested.isEmpty, let cni = try fields.object("args")?["cni"]?.objectValue {
       requested = try RuntimeConfig(cni, prefix: "args.cni.").addresses()
     }
-    requestedAddresses = requested
     for address in requested where !pools.contains(where: { $0.contains(address) }) {
       throw CNIError(.addressUnavailable, "requested address \(address) is in none of the network's ranges")
     }
+    self = .own(pools: pools, requested: requested, routes: try Self.routes(ipam, pools))
+  }
+
+  /// `[{"dst", "gw"}]`, as host-local has it.
+  private static func routes(_ ipam: ConfigFields, _ pools: [AddressPool]) throws(CNIError) -> [CIDR] {
+    var routes: [CIDR] = []
+    for (index, route) in (try ipam.array("routes") ?? []).enumerated() {
+      let field = "ipam.routes[\(index)].dst"
+      guard let destination = route["dst"]?.stringValue.flatMap({ CIDR($0) }) else {
+        throw .config(field, "'\(route["dst"]?.stringValue ?? "")' is no CIDR")
+      }
+      guard pools.contains(where: { $0.family == destination.family }) else {
+        throw .config(field, "\(destination): the network has no range of this family")
+      }
+      // Those there are anyway.
+      if destination.prefixLength > 0 { routes.append(destination) }
+    }
+    return routes
   }
 
   /// The pools of a STATUS or ADD: from the runtime, the configuration or the node's pod ranges, in this order.
@@ -111,61 +110,5 @@ struct AttachmentConfig {
     guard let text = try fields.string(key), !text.isEmpty else { return nil }
     guard let address = IPAddress(text) else { throw .config(fields.prefix + key, "'\(text)' is no IP address") }
     return address
-  }
-}
-
-/// What the runtime adds to the configuration for one attachment. Keys are matched without regard to case: containerd
-/// sends the names of Go fields.
-struct RuntimeConfig {
-  private let json: JSONObject
-  private let prefix: String
-
-  init(_ json: JSONObject, prefix: String = "runtimeConfig.") {
-    self.json = json
-    self.prefix = prefix
-  }
-
-  private func value<Value>(
-    _ key: String, _ kind: String, _ convert: (JSONValue) -> Value?
-  ) throws(CNIError) -> Value? {
-    guard let json = json.valueIgnoringCase(key), !json.isNull else { return nil }
-    guard let value = convert(json) else { throw .config(prefix + key, "is no \(kind)") }
-    return value
-  }
-
-  func array(_ key: String) throws(CNIError) -> [JSONValue]? { try value(key, "array") { $0.arrayValue } }
-  func object(_ key: String) throws(CNIError) -> JSONObject? { try value(key, "object") { $0.objectValue } }
-
-  /// Asking for something that would silently not happen is an error.
-  func refuseUnsupported() throws(CNIError) {
-    if let mappings = try array("portMappings"), !mappings.isEmpty {
-      throw .unsupported("\(prefix)portMappings", JSONValue.array(mappings).serialized(), "no host ports yet")
-    }
-    if let bandwidth = try object("bandwidth"), bandwidth.contains(where: { $0.value != 0 && !$0.value.isNull }) {
-      throw .unsupported("\(prefix)bandwidth", JSONValue.object(bandwidth).serialized(), "no bandwidth limits yet")
-    }
-  }
-
-  func mac() throws(CNIError) -> MACAddress? {
-    guard let text = try value("mac", "string", { $0.stringValue }), !text.isEmpty else { return nil }
-    // The lowest bit of the first byte marks groups: no interface can have such an address.
-    guard let mac = MACAddress(text), mac.bytes[0] & 1 == 0, mac.number != 0 else {
-      throw .config("\(prefix)mac", "'\(text)' is no MAC address of an interface")
-    }
-    return mac
-  }
-
-  /// Static addresses, with or without prefix length.
-  func addresses() throws(CNIError) -> [IPAddress] {
-    var addresses: [IPAddress] = []
-    for element in try array("ips") ?? [] {
-      let text = element.stringValue ?? ""
-      let host = text.split(separator: "/", maxSplits: 1, omittingEmptySubsequences: false)[0]
-      guard let address = IPAddress(host), host.utf8.count == text.utf8.count || CIDR(text) != nil else {
-        throw .config("\(prefix)ips", "'\(element)' is no IP address")
-      }
-      addresses.append(address)
-    }
-    return addresses
   }
 }

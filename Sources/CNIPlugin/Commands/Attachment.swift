@@ -3,14 +3,12 @@ import LocalAPI
 import Netlink
 import NetworkTypes
 
-/// ADD, DEL and CHECK.
+/// One attachment of a pod to a network: ADD; DEL and CHECK are extensions.
 ///
 /// ADD may be killed at any point and is then repeated, followed by DEL, or forgotten. So the reservation comes before
 /// all kernel work, every name is derived from container and interface, and an address is freed only when the device
 /// that had it is gone.
 enum Attachment {
-  // MARK: ADD
-
   static func add(_ invocation: Invocation, _ config: Config) throws(CNIError) -> JSONValue {
     let settings = try AttachmentConfig(config)
     let target = try Target(invocation)
@@ -26,10 +24,17 @@ enum Attachment {
 
     let owner = AddressReservation(
       network: config.name, containerID: invocation.containerID, interfaceName: invocation.interfaceName,
-      netnsPath: target.path, netnsInode: target.inode, bootID: bootID, createdAt: Int64(time(nil)))
-    let addresses = try reserve(owner, settings, config, shape, node)
+      netnsPath: target.path, netnsInode: target.inode, bootID: bootID, ipamPlugin: config.ipamPlugin,
+      createdAt: Int64(time(nil)))
+    let given = try reserve(owner, settings, config, shape, node)
+    let addresses = given.addresses
     do throws(CNIError) {
-      try kernel { try shape.attach(addresses, mtu: mtu, in: target.namespace, node: node) }
+      try settings.requireMTU(for: Set(addresses.map(\.family)))
+      try kernel {
+        try shape.attach(addresses, routes: given.routes, mtu: mtu, in: target.namespace, node: node)
+      }
+      // Before the agent hears of it, and long before the first packet.
+      try kernel { try settings.bandwidth?.apply(to: shape.name, mtu: mtu, node) }
       // A kernel before 5.14 has no cookies: then the pod's connections are balanced by packets.
       let cookie = try? target.namespace.cookie()
       let record = EndpointRecord(
@@ -37,7 +42,8 @@ enum Attachment {
         hostInterface: shape.hostInterface, mac: shape.podMAC, addresses: addresses, netnsPath: target.path,
         netnsInode: target.inode, netnsCookie: cookie, bootID: bootID,
         podNamespace: invocation.podNamespace,
-        podName: invocation.podName, podUID: invocation.podUID, createdAt: owner.createdAt)
+        podName: invocation.podName, podUID: invocation.podUID, portMappings: settings.portMappings,
+        isShaped: settings.bandwidth != nil, createdAt: owner.createdAt)
       try translating { () throws(FileError) in
         try config.endpoints.write(record)
       } _: {
@@ -46,21 +52,18 @@ enum Attachment {
       try publish(record, config)
       try kernel { try shape.open(addresses, in: target.namespace, node: node) }
     } catch {
-      do throws(CNIError) {
-        try remove(invocation.containerID, invocation.interfaceName, shape, config, node)
-      } catch let leftover {
-        Command.note("undoing a failed ADD: \(leftover.message)")
-      }
+      undo(owner, config, node)
       throw error
     }
     return AttachmentResult(
       hostInterface: shape.hostInterface, hostMAC: shape.hostMAC, podInterface: shape.podInterface,
-      podMAC: shape.podMAC, sandbox: target.path, mtu: mtu, addresses: addresses, dns: settings.dns
+      podMAC: shape.podMAC, sandbox: target.path, mtu: mtu, addresses: addresses, routes: given.routes,
+      dns: settings.dns ?? given.dns
     ).json(version: config.version, previous: config.previousResult)
   }
 
   /// The pod's namespace, which must exist and must not be the node's own.
-  private struct Target {
+  struct Target {
     let path: String
     let namespace: NetworkNamespace
     let inode: UInt64
@@ -84,7 +87,7 @@ enum Attachment {
   private static func reserve(
     _ owner: AddressReservation, _ settings: AttachmentConfig, _ config: Config, _ shape: RoutedShape,
     _ node: RouteSocket
-  ) throws(CNIError) -> [IPAddress] {
+  ) throws(CNIError) -> IPAMPlugin.Answer {
     let store = config.addresses
     if store.holds(containerID: owner.containerID, interfaceName: owner.interfaceName) {
       // The pod does not have the interface, so this is what a killed ADD or DEL, an earlier boot or a namespace that
@@ -96,12 +99,44 @@ enum Attachment {
         throw CNIError(
           .alreadyAttached, "container \(owner.containerID) has \(owner.interfaceName) in \(held.netnsPath) already")
       }
-      try remove(owner.containerID, owner.interfaceName, shape, config, node)
+      try remove(owner.containerID, owner.interfaceName, config, node)
     }
-    do throws(AddressStoreError) {
-      return try store.reserve(owner, from: settings.pools, requested: settings.requestedAddresses) {
-        reclaim($0, $1, bootID: owner.bootID, config, node)
+    switch settings.addresses {
+    case .own(let pools, let requested, let routes):
+      let addresses = try translated(owner, config) { () throws(AddressStoreError) in
+        try store.reserve(owner, from: pools, requested: requested) {
+          reclaim($0, $1, bootID: owner.bootID, config, node)
+        }
       }
+      return IPAMPlugin.Answer(addresses: addresses, routes: routes)
+    case .plugin(let ipam):
+      // Before anything says that it has given us something.
+      try ipam.requirePath()
+      // So that what is left of this attachment is found by whoever cleans up.
+      _ = try translated(owner, config) { () throws(AddressStoreError) in try store.reserve(owner, from: []) }
+      do throws(CNIError) {
+        return try ipam.add()
+      } catch {
+        // It may have failed half-way.
+        undo(owner, config, node)
+        throw error
+      }
+    }
+  }
+
+  private static func undo(_ owner: AddressReservation, _ config: Config, _ node: RouteSocket) {
+    do throws(CNIError) {
+      try remove(owner.containerID, owner.interfaceName, config, node)
+    } catch let leftover {
+      Command.note("undoing a failed ADD: \(leftover.message)")
+    }
+  }
+
+  private static func translated<Value>(
+    _ owner: AddressReservation, _ config: Config, _ body: () throws(AddressStoreError) -> Value
+  ) throws(CNIError) -> Value {
+    do throws(AddressStoreError) {
+      return try body()
     } catch {
       switch error {
       case .exhausted: throw CNIError(.tryAgainLater, "network \(config.name): \(error)")
@@ -131,6 +166,7 @@ enum Attachment {
     let shape = RoutedShape(containerID: owner.containerID, interfaceName: owner.interfaceName)
     do {
       try shape.detach(node: node)
+      try BandwidthLimit.remove(from: shape.name, node)
       try config.endpoints.remove(
         network: owner.network, containerID: owner.containerID, interfaceName: owner.interfaceName)
       Command.note("address \(address) of \(owner.containerID), whose namespace is gone, is taken back")
@@ -160,92 +196,24 @@ enum Attachment {
     do throws(LocalAPIError) {
       let answer = try config.agent(timeoutMilliseconds: config.agentTimeout)
         .request("POST", AgentPath.endpoints, body: record.json)
-      let programmed = (try? JSONValue(parsing: answer.body))?["programmed"]?.boolValue ?? false
-      if answer.status == 200, programmed { return }
-      fault = "status \(answer.status): \(UnixHTTPClient.message(in: answer.body))"
+      let json = try? JSONValue(parsing: answer.body)
+      let hostPorts = json?["hostPorts"]?.intValue ?? 0
+      if answer.status == 200, json?["programmed"]?.boolValue == true {
+        if hostPorts == Int64(record.portMappings.count) { return }
+        fault = "it serves no host ports"
+      } else {
+        fault = "status \(answer.status): \(UnixHTTPClient.message(in: answer.body))"
+      }
     } catch {
       fault = error.description
     }
+    guard config.requiresAgent || record.portMappings.isEmpty else {
+      throw .unsupported(
+        "runtimeConfig.portMappings", record.portMappings.map(\.description).joined(separator: ", "),
+        "host ports need the agent: \(fault)")
+    }
     guard config.requiresAgent else { return Command.note("going on without the agent: \(fault)") }
     throw CNIError(.tryAgainLater, "the agent has not programmed the endpoint: \(fault)")
-  }
-
-  // MARK: DEL
-
-  static func delete(_ invocation: Invocation, _ config: Config) throws(CNIError) {
-    let shape = RoutedShape(containerID: invocation.containerID, interfaceName: invocation.interfaceName)
-    let node: RouteSocket = try kernel { try RouteSocket() }
-    try remove(invocation.containerID, invocation.interfaceName, shape, config, node)
-  }
-
-  /// How long a DEL waits for an agent that does not answer; it finds out by itself when it is back.
-  private static let farewellMilliseconds = 2_000
-
-  /// Removes an attachment or what is left of one. Fails only where the kernel keeps the device: its address must then
-  /// stay reserved. State that cannot be removed is told and left to be reclaimed.
-  private static func remove(
-    _ containerID: String, _ interfaceName: String, _ shape: RoutedShape, _ config: Config, _ node: RouteSocket
-  ) throws(CNIError) {
-    try kernel { try shape.detach(node: node) }
-    let path = AgentPath.endpoint(containerID: containerID, interfaceName: interfaceName)
-    do throws(LocalAPIError) {
-      _ = try config.agent(timeoutMilliseconds: min(config.agentTimeout, farewellMilliseconds)).request("DELETE", path)
-    } catch {
-      if config.requiresAgent { Command.note("the agent was not told of the removal: \(error)") }
-    }
-    do throws(FileError) {
-      // The record first: of two records the agent must never find one address in both.
-      try config.endpoints.remove(network: config.name, containerID: containerID, interfaceName: interfaceName)
-      try config.addresses.release(containerID: containerID, interfaceName: interfaceName)
-    } catch {
-      Command.note("left behind: \(error)")
-    }
-  }
-
-  // MARK: CHECK
-
-  static func check(_ invocation: Invocation, _ config: Config) throws(CNIError) {
-    guard config.version >= .v0_4_0 else {
-      throw CNIError(.incompatibleVersion, "cniVersion \(config.version.rawValue) has no CHECK")
-    }
-    guard let previous = config.previousResult else { throw .config("prevResult", "is missing: CHECK needs it") }
-    let target = try Target(invocation)
-    let shape = RoutedShape(containerID: invocation.containerID, interfaceName: invocation.interfaceName)
-    let interfaces = previous["interfaces"]?.arrayValue ?? []
-    guard interfaces.contains(where: { $0["name"]?.stringValue == shape.podInterface }) else {
-      throw .config("prevResult.interfaces", "has no \(shape.podInterface)")
-    }
-    let addresses = try translating { () throws(FileError) in
-      try config.addresses.addresses(containerID: invocation.containerID, interfaceName: invocation.interfaceName)
-    } _: {
-      CNIError(.io, "\($0)")
-    }
-    guard !addresses.isEmpty else {
-      throw CNIError(
-        .unknownContainer, "container \(invocation.containerID) has no reservation in network \(config.name)")
-    }
-    let announced = (previous["ips"]?.arrayValue ?? []).compactMap { $0["address"]?.stringValue }
-    for address in addresses where !announced.contains(InterfaceText.host(address)) {
-      throw CNIError(.checkFailed, "prevResult.ips has no \(InterfaceText.host(address)), which is reserved")
-    }
-    let reserved = Set(addresses.map(InterfaceText.host))
-    for text in announced where text.hasSuffix("/32") || text.hasSuffix("/128") {
-      if !reserved.contains(text), isOurs(text, in: previous, shape) {
-        throw CNIError(.checkFailed, "address \(text) is not reserved for container \(invocation.containerID)")
-      }
-    }
-    let routes = (previous["routes"]?.arrayValue ?? []).compactMap { $0["dst"]?.stringValue.flatMap { CIDR($0) } }
-    let fault = try kernel { try shape.fault(addresses, routes: routes, in: target.namespace, node: RouteSocket()) }
-    if let fault { throw CNIError(.checkFailed, fault) }
-  }
-
-  /// Whether an address of the chain's result is on our interface.
-  private static func isOurs(_ address: String, in result: JSONObject, _ shape: RoutedShape) -> Bool {
-    let interfaces = result["interfaces"]?.arrayValue ?? []
-    guard let ip = result["ips"]?.arrayValue?.first(where: { $0["address"]?.stringValue == address }),
-      let index = ip["interface"]?.intValue, interfaces.indices.contains(Int(index))
-    else { return false }
-    return interfaces[Int(index)]["name"]?.stringValue == shape.podInterface
   }
 
   // MARK: Shared
@@ -260,7 +228,7 @@ enum Attachment {
   }
 
   /// Runs kernel work; its refusals become error 100 with the kernel's words.
-  private static func kernel<Value>(_ body: () throws -> Value) throws(CNIError) -> Value {
+  static func kernel<Value>(_ body: () throws -> Value) throws(CNIError) -> Value {
     do {
       return try body()
     } catch let error as CNIError {

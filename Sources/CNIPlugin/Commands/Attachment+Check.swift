@@ -1,0 +1,58 @@
+import LocalAPI
+import Netlink
+import NetworkTypes
+
+extension Attachment {
+  static func check(_ invocation: Invocation, _ config: Config) throws(CNIError) {
+    guard config.version >= .v0_4_0 else {
+      throw CNIError(.incompatibleVersion, "cniVersion \(config.version.rawValue) has no CHECK")
+    }
+    guard let previous = config.previousResult else { throw .config("prevResult", "is missing: CHECK needs it") }
+    let target = try Target(invocation)
+    let shape = RoutedShape(containerID: invocation.containerID, interfaceName: invocation.interfaceName)
+    let interfaces = previous["interfaces"]?.arrayValue ?? []
+    guard interfaces.contains(where: { $0["name"]?.stringValue == shape.podInterface }) else {
+      throw .config("prevResult.interfaces", "has no \(shape.podInterface)")
+    }
+    let addresses = try requireReservation(invocation, config, previous, shape)
+    let routes = (previous["routes"]?.arrayValue ?? []).compactMap { $0["dst"]?.stringValue.flatMap { CIDR($0) } }
+    let fault = try kernel { try shape.fault(addresses, routes: routes, in: target.namespace, node: RouteSocket()) }
+    if let fault { throw CNIError(.checkFailed, fault) }
+  }
+
+  /// - Returns: the addresses that our interface has to have.
+  private static func requireReservation(
+    _ invocation: Invocation, _ config: Config, _ previous: JSONObject, _ shape: RoutedShape
+  ) throws(CNIError) -> [IPAddress] {
+    let announced = (previous["ips"]?.arrayValue ?? []).filter { isOurs($0, in: previous, shape) }
+      .compactMap { $0["address"]?.stringValue }
+    if let type = config.ipamPlugin {
+      try IPAMPlugin(type, config).check()
+      return announced.compactMap { $0.split(separator: "/").first.flatMap { IPAddress($0) } }
+    }
+    let addresses = try translating { () throws(FileError) in
+      try config.addresses.addresses(containerID: invocation.containerID, interfaceName: invocation.interfaceName)
+    } _: {
+      CNIError(.io, "\($0)")
+    }
+    guard !addresses.isEmpty else {
+      throw CNIError(
+        .unknownContainer, "container \(invocation.containerID) has no reservation in network \(config.name)")
+    }
+    let reserved = Set(addresses.map(InterfaceText.host))
+    for text in reserved.sorted() where !announced.contains(text) {
+      throw CNIError(.checkFailed, "prevResult.ips has no \(text), which is reserved")
+    }
+    for text in announced where !reserved.contains(text) && (text.hasSuffix("/32") || text.hasSuffix("/128")) {
+      throw CNIError(.checkFailed, "address \(text) is not reserved for container \(invocation.containerID)")
+    }
+    return addresses
+  }
+
+  /// Whether an address of the chain's result is on our interface.
+  private static func isOurs(_ ip: JSONValue, in result: JSONObject, _ shape: RoutedShape) -> Bool {
+    let interfaces = result["interfaces"]?.arrayValue ?? []
+    guard let index = ip["interface"]?.intValue, interfaces.indices.contains(Int(index)) else { return false }
+    return interfaces[Int(index)]["name"]?.stringValue == shape.podInterface
+  }
+}

@@ -1,0 +1,57 @@
+import LocalAPI
+import Netlink
+import NetworkTypes
+
+// DEL, and what a failed ADD, a repeated one and GC have to undo.
+extension Attachment {
+  static func delete(_ invocation: Invocation, _ config: Config) throws(CNIError) {
+    let node: RouteSocket = try kernel { try RouteSocket() }
+    try remove(invocation.containerID, invocation.interfaceName, config, node)
+  }
+
+  /// How long a DEL waits for an agent that does not answer; it finds out by itself when it is back.
+  private static let farewellMilliseconds = 2_000
+
+  /// Removes an attachment or what is left of one. Fails only where the kernel keeps the device, or another plugin the
+  /// addresses: they must then stay reserved. State that cannot be removed is told and left to be reclaimed.
+  static func remove(
+    _ containerID: String, _ interfaceName: String, _ config: Config, _ node: RouteSocket
+  ) throws(CNIError) {
+    let shape = RoutedShape(containerID: containerID, interfaceName: interfaceName)
+    try kernel {
+      try shape.detach(node: node)
+      try BandwidthLimit.remove(from: shape.name, node)
+    }
+    let path = AgentPath.endpoint(containerID: containerID, interfaceName: interfaceName)
+    do throws(LocalAPIError) {
+      _ = try config.agent(timeoutMilliseconds: min(config.agentTimeout, farewellMilliseconds)).request("DELETE", path)
+    } catch {
+      if config.requiresAgent { Command.note("the agent was not told of the removal: \(error)") }
+    }
+    try releaseElsewhere(containerID, interfaceName, config)
+    do throws(FileError) {
+      // The record first: of two records the agent must never find one address in both.
+      try config.endpoints.remove(network: config.name, containerID: containerID, interfaceName: interfaceName)
+      try config.addresses.release(containerID: containerID, interfaceName: interfaceName)
+    } catch {
+      Command.note("left behind: \(error)")
+    }
+  }
+
+  /// Has the plugin that gave the addresses take them back.
+  private static func releaseElsewhere(
+    _ containerID: String, _ interfaceName: String, _ config: Config
+  ) throws(CNIError) {
+    let store = config.addresses
+    let known = store.reservation(containerID: containerID, interfaceName: interfaceName)
+    // What our own store gave is not another's, whatever the configuration says by now.
+    guard let type = known.map(\.ipamPlugin) ?? config.ipamPlugin else { return }
+    do throws(CNIError) {
+      try IPAMPlugin(type, config).delete(containerID: containerID, interfaceName: interfaceName)
+    } catch {
+      // With the configuration of another it can do nothing; and of what nobody knows there need be nothing.
+      if known == nil || type != config.ipamPlugin { return Command.note(error.message) }
+      throw error
+    }
+  }
+}

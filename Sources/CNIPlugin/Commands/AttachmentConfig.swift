@@ -1,0 +1,40 @@
+import LocalAPI
+import NetworkTypes
+
+/// What the configuration says about a new attachment, checked whole before anything is touched.
+struct AttachmentConfig {
+  /// Bytes; nil: derive.
+  let mtu: Int?
+  let mac: MACAddress?
+  let addresses: AddressPlan
+  /// The configuration's, or the runtime's in its place.
+  let dns: JSONObject?
+  let portMappings: [PortMapping]
+  let bandwidth: BandwidthLimit?
+
+  /// What IPv6 needs, in bytes (RFC 8200).
+  private static let smallestIPv6MTU = 1280
+
+  init(_ config: Config) throws(CNIError) {
+    let fields = ConfigFields(config.json)
+    let mode = try fields.string("mode") ?? "routed"
+    guard mode == "routed" else { throw .unsupported("mode", "'\(mode)'", "use 'routed'") }
+    let mtu = try fields.integer("mtu", in: 0...65_535) ?? 0
+    guard mtu == 0 || mtu >= 576 else { throw .config("mtu", "\(mtu) is below 576") }
+    self.mtu = mtu == 0 ? nil : mtu
+
+    let runtime = RuntimeConfig(try fields.object("runtimeConfig") ?? JSONObject())
+    mac = try runtime.mac()
+    portMappings = try runtime.portMappings()
+    bandwidth = try runtime.bandwidth()
+    let ownDNS = try fields.object("dns")
+    dns = try runtime.object("dns") ?? ownDNS
+    addresses = try AddressPlan(config, runtime)
+    if case .own(let pools, _, _) = addresses { try requireMTU(for: Set(pools.map(\.family))) }
+  }
+
+  func requireMTU(for families: Set<IPFamily>) throws(CNIError) {
+    guard let mtu, mtu < Self.smallestIPv6MTU, families.contains(.v6) else { return }
+    throw .config("mtu", "\(mtu) is below \(Self.smallestIPv6MTU), which IPv6 needs")
+  }
+}

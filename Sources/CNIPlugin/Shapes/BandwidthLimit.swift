@@ -1,0 +1,27 @@
+import LocalAPI
+import Netlink
+
+/// How fast a pod may be: what it gets (`ingress`) waits at the node's end of its pair, what it sends (`egress`) at a device of its
+/// own that everything from that end is led through.
+struct BandwidthLimit {
+  var ingress: TokenBucket?
+  var egress: TokenBucket?
+
+  func apply(to name: AttachmentName, mtu: Int, _ node: RouteSocket) throws(NetlinkError) {
+    guard let host = try node.link(named: name.hostInterface) else { return }
+    if let ingress { try node.setTokenBucket(ingress, interfaceIndex: host.index) }
+    guard let egress else { return }
+    // Of an earlier attempt.
+    try Self.remove(from: name, node)
+    try node.createIntermediateBlock(name: name.shaperInterface, mtu: mtu)
+    guard let shaper = try node.link(named: name.shaperInterface) else { return }
+    try node.setLink(index: shaper.index, LinkChanges(isUp: true))
+    try node.setTokenBucket(egress, interfaceIndex: shaper.index)
+    try node.redirectIngress(of: host.index, to: shaper.index)
+  }
+
+  /// Succeeds also where there is none. What waits at the pair goes with that.
+  static func remove(from name: AttachmentName, _ node: RouteSocket) throws(NetlinkError) {
+    try node.deleteLink(named: name.shaperInterface)
+  }
+}

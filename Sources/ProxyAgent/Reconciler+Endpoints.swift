@@ -1,0 +1,77 @@
+import Glibc
+import LocalAPI
+import Logging
+import Netlink
+
+/// Attachments that the plugin has written down, and what becomes of those that nobody takes down.
+extension Reconciler {
+  /// Reads the endpoint records that earlier agents and the plugin left; those of dead namespaces are dropped.
+  func loadEndpoints() {
+    do {
+      let listing = try records.list()
+      for (path, reason) in listing.unreadable {
+        logger.warning("endpoint record ignored", metadata: ["file": "\(path)", "reason": "\(reason)"])
+      }
+      for record in listing.records {
+        // Gone for certain: where the kernel cannot be asked, the pod is taken to be there.
+        if case .success(nil) = Result(catching: { try addresses.link(named: record.hostInterface) }) {
+          logger.info("endpoint is gone", metadata: ["interface": "\(record.hostInterface)"])
+          try? records.remove(
+            network: record.network, containerID: record.containerID, interfaceName: record.interfaceName)
+          continue
+        }
+        endpoints[record.fileName] = record
+      }
+    } catch {
+      logger.error("endpoint records cannot be read", metadata: ["error": "\(error)"])
+    }
+  }
+
+  /// Takes down what is left of pods whose devices are gone: runtimes may kill the plugin at any point, and need not send a
+  /// DEL, nor another one after a failure. What another plugin gave an address is told by DEL and GC only.
+  ///
+  /// The device is the witness, not the namespace's path: an agent in a container does not see that.
+  func forgetDeadEndpoints() {
+    guard let devices = try? Set(addresses.links().map(\.name)) else { return }
+    for record in endpoints.values where !devices.contains(record.hostInterface) {
+      logger.info("endpoint is gone", metadata: ["interface": "\(record.hostInterface)"])
+      do {
+        try unpublish(containerID: record.containerID, interfaceName: record.interfaceName)
+        try records.remove(
+          network: record.network, containerID: record.containerID, interfaceName: record.interfaceName)
+        try addresses.deleteLink(named: AttachmentName(record.containerID, record.interfaceName).shaperInterface)
+      } catch {
+        logger.warning("endpoint cannot be taken down", metadata: ["reason": "\(error)"])
+      }
+    }
+    // An ADD reserves first and makes its device a moment later.
+    let now = time(nil)
+    func isLeft(_ createdAt: Int64, device: String) -> Bool {
+      !devices.contains(device) && now - Int(createdAt) > Self.attachmentSeconds
+    }
+    do {
+      for record in try records.list().records where endpoints[record.fileName] == nil {
+        guard isLeft(record.createdAt, device: record.hostInterface) else { continue }
+        try records.remove(
+          network: record.network, containerID: record.containerID, interfaceName: record.interfaceName)
+      }
+      for store in try AddressStore.all(stateDirectory: configuration.stateDir) {
+        for (hash, reservation) in try store.owners() {
+          guard let reservation, reservation.ipamPlugin == nil,
+            isLeft(reservation.createdAt, device: AttachmentName.hostInterface(ofHash: hash))
+          else { continue }
+          try addresses.deleteLink(named: AttachmentName.shaperInterface(ofHash: hash))
+          try store.release(ownerName: hash, known: reservation)
+          logger.info(
+            "addresses released: the pod is gone",
+            metadata: ["network": "\(reservation.network)", "container": "\(reservation.containerID)"])
+        }
+      }
+    } catch {
+      logger.warning("what dead pods have left cannot be removed", metadata: ["reason": "\(error)"])
+    }
+  }
+
+  /// Longer than any ADD needs from its reservation to its device.
+  private static let attachmentSeconds = 120
+}
