@@ -1,14 +1,18 @@
 #define _GNU_SOURCE
 #include "CLinux.h"
 
+#include <errno.h>
 #include <link.h>
 #include <linux/membarrier.h>
 #include <malloc.h>
 #include <sched.h>
+#include <signal.h>
 #include <spawn.h>
 #include <stdint.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 int clinux_setns(int fd, int nstype) { return setns(fd, nstype); }
@@ -19,15 +23,26 @@ int clinux_spawn_closefrom(void *actions, int first) {
 }
 
 int clinux_spawn_filter(const char *path, int input, int output, pid_t *child) {
-  posix_spawn_file_actions_t actions;
   char *arguments[] = {(char *)path, NULL};
-  int code = posix_spawn_file_actions_init(&actions);
-  if (code) return code;
-  code = posix_spawn_file_actions_adddup2(&actions, input, STDIN_FILENO);
-  if (!code) code = posix_spawn_file_actions_adddup2(&actions, output, STDOUT_FILENO);
-  if (!code) code = posix_spawn(child, path, &actions, NULL, arguments, environ);
-  posix_spawn_file_actions_destroy(&actions);
-  return code;
+  pid_t parent = getpid();
+  // Written by the child, which shares our memory until it is another program.
+  volatile int code = 0;
+  pid_t started = vfork();
+  if (started == 0) {
+    errno = ESRCH;
+    if (prctl(PR_SET_PDEATHSIG, SIGKILL) == 0 && getppid() == parent && dup2(input, STDIN_FILENO) >= 0 &&
+        dup2(output, STDOUT_FILENO) >= 0)
+      execv(path, arguments);
+    code = errno;
+    _exit(127);
+  }
+  if (started < 0) return errno;
+  if (code) {
+    waitpid(started, NULL, 0);
+    return code;
+  }
+  *child = started;
+  return 0;
 }
 
 int clinux_memory_file(const char *name) { return memfd_create(name, MFD_CLOEXEC); }

@@ -49,9 +49,10 @@ public struct AddressStore: Sendable {
   public static func all(
     stateDirectory: String = LocalAPIDefaults.stateDirectory
   ) throws(FileError) -> [AddressStore] {
-    try LocalFile.names(in: "\(stateDirectory)/networks").map {
-      AddressStore(stateDirectory: stateDirectory, network: $0)
-    }
+    try LocalFile.names(in: "\(stateDirectory)/networks")
+      .map { AddressStore(stateDirectory: stateDirectory, network: $0) }
+      // Whatever else lies there.
+      .filter { access($0.ownerDirectory, F_OK) == 0 }
   }
 
   public static func wallClock() -> Int64 {
@@ -119,7 +120,7 @@ public struct AddressStore: Sendable {
     if try temporary.link(to: path) { return forgetRelease(of: address) }
     let owner = reservation(at: path)
     if reclaim(address, owner) {
-      try translated { () throws(FileError) in try free(path) }
+      try translated { () throws(FileError) in try free(path) { $0 == owner } }
       if try temporary.link(to: path) { return forgetRelease(of: address) }
     }
     throw .taken(address, by: owner)
@@ -140,7 +141,9 @@ public struct AddressStore: Sendable {
       if round == 0 {
         for address in state.used {
           let path = path(of: address)
-          if reclaim(address, reservation(at: path)) { try? free(path) }
+          let owner = reservation(at: path)
+          // Another process may have been quicker, and have it by now.
+          if reclaim(address, owner) { try? free(path) { $0 == owner } }
         }
         continue
       }

@@ -26,7 +26,11 @@ public struct TokenBucket: Sendable, Hashable {
 }
 
 extension RouteSocket {
-  private static let ingressHandle: UInt32 = 0xffff_0000
+  private static let classifierHandle: UInt32 = 0xffff_0000
+  /// TC_H_MIN_INGRESS of it.
+  private static let ingressParent: UInt32 = 0xffff_fff2
+  /// Behind whatever judges packets there.
+  private static let lastPriority: UInt32 = 0xc000
 
   /// Holds what leaves a link to a rate.
   public func setTokenBucket(_ bucket: TokenBucket, interfaceIndex: Int) throws(NetlinkError) {
@@ -45,19 +49,19 @@ extension RouteSocket {
     try change(message, "set rate", "#\(interfaceIndex)")
   }
 
-  /// Sends everything that comes in by a link out by another one instead.
+  /// Sends everything that comes in by a link out by another one instead, after all other filters of that link. The link has to
+  /// have no other `clsact` but one that holds BPF programs: before Linux 6.6 the eBPF engine's share the discipline.
   public func redirectIngress(of interfaceIndex: Int, to other: Int) throws(NetlinkError) {
     let object = "#\(interfaceIndex) -> #\(other)"
     var queue = Self.trafficControl(
-      RTM_NEWQDISC, interfaceIndex, parent: TC_H_INGRESS, NLM_F_CREATE | NLM_F_EXCL, handle: Self.ingressHandle)
-    queue.attribute(TCA_KIND, string: "ingress")
-    try change(queue, "add ingress queue", object)
+      RTM_NEWQDISC, interfaceIndex, parent: TC_H_INGRESS, NLM_F_CREATE | NLM_F_EXCL, handle: Self.classifierHandle)
+    queue.attribute(TCA_KIND, string: "clsact")
+    try tolerating(EEXIST) { () throws(NetlinkError) in try change(queue, "add clsact", object) }
 
     let everything: UInt16 = 3  // ETH_P_ALL
-    // Beside the priority.
-    let info: UInt32 = 1 << 16 | UInt32(everything.bigEndian)
     var filter = Self.trafficControl(
-      RTM_NEWTFILTER, interfaceIndex, parent: Self.ingressHandle, NLM_F_CREATE | NLM_F_EXCL, info: info)
+      RTM_NEWTFILTER, interfaceIndex, parent: Self.ingressParent, NLM_F_CREATE | NLM_F_EXCL,
+      info: Self.lastPriority << 16 | UInt32(everything.bigEndian))
     filter.attribute(TCA_KIND, string: "u32")
     filter.nest(TCA_OPTIONS) { message in
       var selector = tc_u32_sel()

@@ -44,32 +44,41 @@ extension Reconciler {
         logger.warning("endpoint cannot be taken down", metadata: ["reason": "\(error)"])
       }
     }
-    // An ADD reserves first and makes its device a moment later.
-    let now = time(nil)
-    func isLeft(_ createdAt: Int64, device: String) -> Bool {
-      !devices.contains(device) && now - Int(createdAt) > Self.attachmentSeconds
-    }
     do {
       for record in try records.list().records where endpoints[record.fileName] == nil {
-        guard isLeft(record.createdAt, device: record.hostInterface) else { continue }
+        let name = AttachmentName(record.containerID, record.interfaceName)
+        guard isLeft(record.createdAt, device: record.hostInterface, devices) else { continue }
         try records.remove(
           network: record.network, containerID: record.containerID, interfaceName: record.interfaceName)
+        try addresses.deleteLink(named: name.shaperInterface)
       }
-      for store in try AddressStore.all(stateDirectory: configuration.stateDir) {
-        for (hash, reservation) in try store.owners() {
-          guard let reservation, reservation.ipamPlugin == nil,
-            isLeft(reservation.createdAt, device: AttachmentName.hostInterface(ofHash: hash))
-          else { continue }
-          try addresses.deleteLink(named: AttachmentName.shaperInterface(ofHash: hash))
-          try store.release(ownerName: hash, known: reservation)
-          logger.info(
-            "addresses released: the pod is gone",
-            metadata: ["network": "\(reservation.network)", "container": "\(reservation.containerID)"])
-        }
-      }
+      for store in try AddressStore.all(stateDirectory: configuration.stateDir) { try release(store, devices) }
     } catch {
       logger.warning("what dead pods have left cannot be removed", metadata: ["reason": "\(error)"])
     }
+  }
+
+  private func release(_ store: AddressStore, _ devices: Set<String>) throws {
+    for (hash, reservation) in try store.owners() {
+      guard let reservation,
+        isLeft(reservation.createdAt, device: AttachmentName.hostInterface(ofHash: hash), devices)
+      else { continue }
+      try addresses.deleteLink(named: AttachmentName.shaperInterface(ofHash: hash))
+      guard reservation.ipamPlugin == nil else { continue }
+      try store.release(ownerName: hash, known: reservation)
+      logger.info(
+        "addresses released: the pod is gone",
+        metadata: ["network": "\(reservation.network)", "container": "\(reservation.containerID)"])
+    }
+  }
+
+  /// An ADD reserves first and makes its device a moment later: without a device it was killed, or has just begun. What was made
+  /// in the future was made before the clock was set back.
+  private func isLeft(_ createdAt: Int64, device: String, _ devices: Set<String>) -> Bool {
+    guard !devices.contains(device), abs(time(nil) - Int(createdAt)) > Self.attachmentSeconds else { return false }
+    // Asked again: since the devices were listed it may have been made.
+    if case .success(nil) = Result(catching: { try addresses.link(named: device) }) { return true }
+    return false
   }
 
   /// Longer than any ADD needs from its reservation to its device.

@@ -6,13 +6,19 @@ import ServiceCompiler
 
 /// Ports of the node that lead to local pods, by what the plugin was told of them.
 extension Reconciler {
-  /// What the tables have otherwise of the ports that these mappings name.
-  func hostPortDelta(of mappings: [PortMapping]) -> TableDelta {
-    var delta = TableDelta()
-    for port in Set(mappings.map(\.hostPort)) {
+  /// Recompiles the ports that these mappings name.
+  func compileHostPorts(of mappings: [PortMapping], into delta: inout TableDelta) {
+    let ports = Set(mappings.map(\.hostPort))
+    guard !ports.isEmpty else { return }
+    // The elder has it where a killed ADD and a restart have brought two together.
+    let records = endpoints.values.sorted { ($0.createdAt, $0.fileName) < ($1.createdAt, $1.fileName) }
+    for port in ports {
+      var served: [PortMapping] = []
       var targets: [HostPortTarget] = []
-      for record in endpoints.values {
-        for mapping in record.portMappings where mapping.hostPort == port {
+      for record in records {
+        for mapping in record.portMappings where mapping.hostPort == port && isHere(mapping) {
+          guard !served.contains(where: mapping.overlaps) else { continue }
+          served.append(mapping)
           targets.append(
             HostPortTarget(
               mapping.proto, hostIP: mapping.hostIP,
@@ -21,12 +27,19 @@ extension Reconciler {
               }))
         }
       }
-      // Each port has frontends and sets of its own.
-      let change = compiler.compile(hostPort: port, targets, tables: tables)
-      delta.frontends.merge(change.frontends) { $1 }
-      delta.sets.merge(change.sets) { $1 }
+      compiler.compile(hostPort: port, targets, tables: tables, into: &delta)
     }
-    return delta
+    compiler.numbering.sync()
+  }
+
+  /// An address that is not this node's is somebody else's: nobody may take what is sent there.
+  private func isHere(_ mapping: PortMapping) -> Bool {
+    mapping.hostIP.map { $0 == .unspecified($0.family) || ownAddresses.contains($0) } ?? true
+  }
+
+  /// Those whose place depends on the node's addresses.
+  var boundHostPorts: [PortMapping] {
+    endpoints.values.flatMap(\.portMappings).filter { $0.hostIP.map { $0 != .unspecified($0.family) } ?? false }
   }
 
   /// Throws where another pod of this node has a port that this one asks for.

@@ -17,7 +17,10 @@ extension Reconciler {
     let start = clock.now
     let delta = compiler.compile(state.services.keys, in: state, tables: tables)
     tables.apply(delta)
-    tables.apply(hostPortDelta(of: endpoints.values.flatMap(\.portMappings)))
+    _ = readOwnAddresses()
+    var hostPorts = TableDelta()
+    compileHostPorts(of: endpoints.values.flatMap(\.portMappings), into: &hostPorts)
+    tables.apply(hostPorts)
     compiler.numbering.sync()
     compiler.forgetInheritedSlots()
     var everything = ChangeEffect()
@@ -32,7 +35,6 @@ extension Reconciler {
     _ = policies.takeReusedAddresses()
     clauses.note(policy)
     tables.apply(policy)
-    _ = readOwnAddresses()
     let node = nodeDelta()
     tables.apply(node)
     isSynced = true
@@ -68,6 +70,7 @@ extension Reconciler {
     // The node's part walks all nodes: only where something of it can have changed.
     if nodeMayHaveChanged || effect.ownNodeChanged || !effect.nodes.isEmpty || effect.serviceCIDRsChanged {
       delta.takeNode(from: nodeDelta())
+      compileHostPorts(of: boundHostPorts, into: &delta)
     } else {
       delta.endpoints = subjectChanges()
     }

@@ -166,24 +166,36 @@ actor Reconciler {
   /// runtime: until then nothing gets in or out.
   func publish(_ record: EndpointRecord) async throws {
     guard isSynced else { throw LocalAPIRefusal("the agent has not read the cluster's objects yet") }
-    try await waitForPod(of: record)
+    if try await waitForPod(of: record),
+      case .success(nil) = Result(catching: { try addresses.link(named: record.hostInterface) })
+    {
+      // Whoever waited has given up.
+      throw LocalAPIRefusal("the pod's device \(record.hostInterface) has gone")
+    }
     try requireFreeHostPorts(record)
     let earlier = endpoints.updateValue(record, forKey: record.fileName)
     try programEndpoints("endpoint attached", record, earlierPorts: earlier?.portMappings ?? [])
+    if let port = record.portMappings.map(\.hostPort).first(where: { !compiler.isServed(hostPort: $0) }) {
+      throw LocalAPIRefusal("host port \(port) has no number: \(compiler.numbering.failure ?? "")")
+    }
   }
 
   /// A runtime makes a sandbox from a Pod object that it has seen; we may see it a moment later.
-  private func waitForPod(of record: EndpointRecord) async throws {
-    guard let key = record.podKey else { return }
+  ///
+  /// - Returns: whether time has passed meanwhile.
+  private func waitForPod(of record: EndpointRecord) async throws -> Bool {
+    guard let key = record.podKey else { return false }
     let deadline = clock.now + .milliseconds(configuration.podWait)
+    var hasWaited = false
     while true {
       let pod = state.pod(key)
       let uid = record.podUID ?? ""
-      if let pod, uid.isEmpty || pod.uid.isEmpty || pod.uid == uid { return }
+      if let pod, uid.isEmpty || pod.uid.isEmpty || pod.uid == uid { return hasWaited }
       guard clock.now < deadline else {
         let known = pod.map { "the agent knows the one with uid \($0.uid)" } ?? "the agent does not know it"
         throw LocalAPIRefusal("Pod \(key) with uid \(uid): \(known) after \(configuration.podWait) ms")
       }
+      hasWaited = true
       await withCheckedContinuation { changeWaiters.append((deadline, $0)) }
     }
   }
@@ -212,9 +224,7 @@ actor Reconciler {
         ChangeEffect(), endpoints: [record.hostInterface: isGone ? LocalPod?.none : LocalPod(record)], in: state,
         tables: tables)
       delta.takeNode(from: nodeDelta())
-      let ports = hostPortDelta(of: record.portMappings + earlierPorts)
-      (delta.frontends, delta.sets) = (ports.frontends, ports.sets)
-      if !ports.isEmpty { compiler.numbering.sync() }
+      compileHostPorts(of: record.portMappings + earlierPorts, into: &delta)
       // Nothing differs where an ADD is repeated, but the device can be another by the same name.
       if !isGone, delta.endpoints[record.hostInterface] == nil, let same = tables.node.endpoints[record.hostInterface] {
         delta.endpoints[record.hostInterface] = Change(old: same, new: same)

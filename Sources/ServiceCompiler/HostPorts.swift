@@ -23,12 +23,17 @@ extension ServiceCompiler {
   /// No Service has such a name: theirs begin with a letter.
   static func hostPortName(_ port: Port) -> ObjectKey { ObjectKey(namespace: "hostport", name: "\(port)") }
 
+  /// Whether all pods that have a port of the node are served by it: their numbers may have not been to be had.
+  public func isServed(hostPort port: Port) -> Bool { unnumbered[Self.hostPortName(port)] == nil }
+
   /// Recompiles a port of the node.
   ///
-  /// - Parameter targets: all that have it on this node now, no two for the same packets.
+  /// - Parameters:
+  ///   - targets: all that have it on this node now, no two for the same packets.
+  ///   - delta: to be joined: a Service may have changed its claim to the same port in one step with this.
   public mutating func compile(
-    hostPort port: Port, _ targets: [HostPortTarget], tables: borrowing Tables
-  ) -> TableDelta {
+    hostPort port: Port, _ targets: [HostPortTarget], tables: borrowing Tables, into delta: inout TableDelta
+  ) {
     let key = Self.hostPortName(port)
     var compiled = CompiledService()
     for target in targets {
@@ -43,9 +48,7 @@ extension ServiceCompiler {
       }
     }
     hostPorts[key] = compiled.claims.isEmpty ? nil : compiled
-    var delta = TableDelta()
     update(key, compiled, tables, &delta)
-    return delta
   }
 }
 

@@ -99,9 +99,10 @@ public struct ServiceCompiler<Numbering: ServiceNumbering> {
     for address in nodePortAddresses {
       for key in externalKeys[address] ?? [] {
         let nodePort = FrontendKey(.node(address.family), key.proto, key.port)
-        guard let claim = claims[key]?.first, claim.frontend.kind > .nodePort, let winner = claims[nodePort]?.first
+        guard let claim = claims[key]?.first, claim.frontend.kind > .nodePort, let onNode = claims[nodePort]?.first
         else { continue }
-        lose(claim, to: winner)
+        // A port of the node may be a pod's: then the Service has it.
+        if claim.frontend.kind < onNode.frontend.kind { lose(onNode, to: claim) } else { lose(claim, to: onNode) }
       }
     }
     return conflicts.sorted { ($0.loser, "\($0.key)") < ($1.loser, "\($1.key)") }

@@ -224,6 +224,41 @@ struct AttachTests {
     #expect(!outcome.message.isEmpty)
   }
 
+  @Test("a limited pod has its devices, CHECK misses them, DEL and GC take them away")
+  func bandwidth() throws {
+    // Bursts below the longest packet are raised to it: nothing would ever go.
+    let limits: JSONValue = [
+      "ingressRate": 8_000_000, "ingressBurst": 8000, "EgressRate": 8_000_000, "EgressBurst": 8000,
+    ]
+    let (first, second) = (try Pod(), try Pod())
+    let config = node.config(["runtimeConfig": ["bandwidth": limits]])
+    let theirs = addresses(try node.add("c2", second))
+    let onNode = try RouteSocket(in: node.network.namespace)
+    let shaper = AttachmentName("c1", "eth0").shaperInterface
+    for command in ["DEL", "GC"] {
+      let result = try node.add("c1", first, config)
+      #expect(try onNode.link(named: shaper)?.isUp == true)
+      for other in theirs { #expect(try first.reaches(other)) }
+      let check = node.config(["runtimeConfig": ["bandwidth": limits], "prevResult": result])
+      #expect(try node.run("CHECK", "c1", in: first, check).exitCode == 0)
+      try onNode.deleteLink(named: shaper)
+      let missing = try node.run("CHECK", "c1", in: first, check)
+      #expect(missing.errorCode == 103 && missing.message.contains(shaper), "\(missing)")
+      #expect(try node.run("DEL", "c1", in: first, config).exitCode == 0)
+
+      try node.add("c1", first, config)
+      let others: JSONValue = [["containerID": "c2", "ifname": "eth0"]]
+      let end =
+        command == "DEL"
+        ? try node.run("DEL", "c1", in: first, node.config())
+        : try node.run("GC", "", node.config(["cni.dev/valid-attachments": others]), extra: ["CNI_IFNAME": ""])
+      #expect(end.exitCode == 0, "\(end)")
+      #expect(try onNode.links().count == 2, "\(command)")
+    }
+    #expect(try node.run("DEL", "c2", in: second).exitCode == 0)
+    #expect(try node.leftovers() == [])
+  }
+
   @Test("DEL succeeds for what never was, twice, without namespace, and with broken or lost state")
   func delete() throws {
     func delete(_ name: String, netns: String = "", _ config: JSONValue? = nil) throws {

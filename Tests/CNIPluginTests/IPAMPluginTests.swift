@@ -195,6 +195,8 @@ struct IPAMPluginTests {
     for name in ["c1 eth0", "c2 eth0"] { #expect(failing.message.contains(name), "\(failing)") }
     #expect(try calls().sorted() == ["DEL c1 eth0 none", "DEL c2 eth0 none", "GC   none"])
     unlink("\(node.folder)/fault.DEL")
+    // One that does not know the command.
+    try write("fault.GC", #"{"code": 4, "msg": "unknown CNI_COMMAND: GC"}"#)
     #expect(try run("GC", "", netns: "", by: all).exitCode == 0)
     #expect(try calls().sorted() == ["DEL c1 eth0 none", "DEL c2 eth0 none", "GC   none"])
     #expect(try node.leftovers() == [])

@@ -320,7 +320,7 @@ struct BadInputTests {
         (good, ["CNI_NETNS": "/run/netns/none"], 4, "CNI_NETNS"), (good, ["CNI_ARGS": "a"], 4, "CNI_ARGS"),
         ("{", [:], 6, "network configuration"), ("", [:], 6, "network configuration"),
         (changed("cniVersion", "7.0.0"), [:], 1, "cniVersion"), (changed("name", "a/b"), [:], 7, "name"),
-        (changed("mtu", "large"), [:], 7, "mtu"), (changed("ipam", ["type": "frob"]), [:], 7, "ipam.type"),
+        (changed("mtu", "large"), [:], 7, "mtu"), (changed("ipam", ["type": "frob"]), [:], 105, "ipam.type"),
         (changed("ipam", ["ranges": [[["subnet": "10.0.0.0"]]]]), [:], 7, "subnet"),
         (good, ["CNI_NETNS": client.netnsPath], 101, "eth0"), (good, ["CNI_NETNS": "/proc/1/ns/net/x"], 4, "CNI_NETNS"),
       ]

@@ -30,6 +30,13 @@ extension ServiceBehaviour {
         let near = try scene.clientPod("near", on: "node1")
         let far = try scene.clientPod("far", on: "node2")
         let other = try scene.startServer("other", in: .client, port: Self.port)
+        // Somebody else's address: what is sent there is not this pod's.
+        let wanted = Self.port + 1
+        let real = try scene.startServer("real", in: .client, port: wanted)
+        for family in IPFamily.allCases {
+          let address = try #require(LabAddresses.client.first { $0.family == family })
+          try lab.addPod(try Self.pod("greedy-\(family == .v4 ? 4 : 6)", on: "node1", port: wanted, at: address))
+        }
         for traffic in Traffic.all {
           let address = try lab.nodeAddress("node1", traffic.family)
           let client = try #require(LabAddresses.client.first { $0.family == traffic.family })
@@ -43,11 +50,13 @@ extension ServiceBehaviour {
           // What only passes through the node is not for it, whatever the port.
           for pod in [near, web] {
             try scene.expectServed(traffic, from: scene.target(pod), to: client, Self.port, by: ["other"])
+            try scene.expectServed(traffic, from: scene.target(pod), to: client, wanted, by: ["real"])
           }
+          try scene.expectServed(traffic, from: .node("node1"), to: client, wanted, by: ["real"])
           let elsewhere = try lab.nodeAddress("node2", traffic.family)
           try scene.expectRefused(traffic, from: .client, to: elsewhere, Self.port)
         }
-        other.signal(SIGKILL)
+        for server in [other, real] { server.signal(SIGKILL) }
       }
     }
 

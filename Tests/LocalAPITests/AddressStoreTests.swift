@@ -142,6 +142,23 @@ struct AddressStoreTests {
     #expect(next.map(\.description) == ["10.0.0.1"])
   }
 
+  @Test("an address that another has taken back meanwhile is that one's", arguments: [false, true])
+  func reclaimedTwice(isWanted: Bool) throws {
+    let pool = try pool("10.0.0.0/32")
+    let address = try #require(try store().reserve(owner("dead"), from: [pool]).first)
+    #expect(throws: AddressStoreError.self) {
+      try store().reserve(owner("late"), from: [pool], requested: isWanted ? [address] : []) { _, owner in
+        guard owner?.containerID == "dead" else { return false }
+        // Between the look at the owner and the release of what it held.
+        let taken = try? store().reserve(self.owner("quick"), from: [pool]) { _, _ in true }
+        #expect(taken == [address])
+        return true
+      }
+    }
+    #expect(try store().reservations().map(\.owner?.containerID) == ["quick"])
+    #expect(!store().holds(containerID: "late", interfaceName: "eth0"))
+  }
+
   @Test("what a killed process left, at any step, is gone with a release")
   func leftovers() throws {
     let pools = [try pool("10.0.0.0/24"), try pool("fd00::/64")]

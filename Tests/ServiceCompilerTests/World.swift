@@ -84,8 +84,9 @@ struct World {
   /// What the agent does where local pods come to have a port of the node, or go.
   @discardableResult
   mutating func change(hostPort: UInt16, _ targets: HostPortTarget...) -> TableDelta {
-    guard let port = Port(hostPort) else { return TableDelta() }
-    let delta = compiler.compile(hostPort: port, targets, tables: tables)
+    var delta = TableDelta()
+    guard let port = Port(hostPort) else { return delta }
+    compiler.compile(hostPort: port, targets, tables: tables, into: &delta)
     tables.apply(delta)
     return delta
   }

@@ -180,8 +180,9 @@ static __always_inline void follow_flow(struct work *work)
 			 * Who goes on after a reset has not sent it. What the other end sends proves nothing: it may have been on its
 			 * way.
 			 */
-			flow->closed &= ~(FLOW_FIRST_RESET | FLOW_SECOND_RESET);
-			flow->state = work->is_attempt ? FLOW_OPENING : FLOW_OPEN;
+			flow->closed &= ~own_reset;
+			if (!(flow->closed & (FLOW_FIRST_RESET | FLOW_SECOND_RESET)))
+				flow->state = work->is_attempt ? FLOW_OPENING : FLOW_OPEN;
 		}
 	}
 	if (flow->state == FLOW_OPENING && is_answer(work)) {

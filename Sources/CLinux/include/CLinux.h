@@ -27,7 +27,8 @@ int clinux_unshare(int flags);
 int clinux_pipe2(int ends[2], int flags);
 /// The same of spawn.h's, for its posix_spawn_file_actions_t: what is started has no descriptor from this one on.
 int clinux_spawn_closefrom(void *actions, int first);
-/// Starts a program with this process's environment and these descriptors as standard input and output. Returns 0 or an errno.
+/// Starts a program with this process's environment and these descriptors as standard input and output; it is killed where this
+/// thread ends before it. Returns 0 or an errno.
 int clinux_spawn_filter(const char *path, int input, int output, pid_t *child);
 /// memfd_create(2), closed where another program is started.
 int clinux_memory_file(const char *name);

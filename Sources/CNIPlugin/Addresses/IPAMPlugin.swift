@@ -60,7 +60,15 @@ struct IPAMPlugin {
   }
 
   func check() throws(CNIError) { _ = try run(.check) }
-  func collectGarbage() throws(CNIError) { _ = try run(.collectGarbage) }
+
+  func collectGarbage() throws(CNIError) {
+    do throws(CNIError) {
+      _ = try run(.collectGarbage)
+    } catch {
+      // One that knows our version, but not yet this command; it has heard of each stale attachment.
+      if error.code != .invalidEnvironment { throw error }
+    }
+  }
 
   func delete(containerID: String, interfaceName: String) throws(CNIError) {
     var changes = [("CNI_CONTAINERID", containerID), ("CNI_IFNAME", interfaceName)]

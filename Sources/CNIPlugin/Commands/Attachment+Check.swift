@@ -16,6 +16,11 @@ extension Attachment {
     }
     let addresses = try requireReservation(invocation, config, previous, shape)
     let routes = (previous["routes"]?.arrayValue ?? []).compactMap { $0["dst"]?.stringValue.flatMap { CIDR($0) } }
+    let runtime = RuntimeConfig(try ConfigFields(config.json).object("runtimeConfig") ?? JSONObject())
+    if let limit = try runtime.bandwidth() {
+      let fault = try kernel { try limit.fault(of: shape.name, RouteSocket()) }
+      if let fault { throw CNIError(.checkFailed, fault) }
+    }
     let fault = try kernel { try shape.fault(addresses, routes: routes, in: target.namespace, node: RouteSocket()) }
     if let fault { throw CNIError(.checkFailed, fault) }
   }
@@ -26,6 +31,13 @@ extension Attachment {
   ) throws(CNIError) -> [IPAddress] {
     let announced = (previous["ips"]?.arrayValue ?? []).filter { isOurs($0, in: previous, shape) }
       .compactMap { $0["address"]?.stringValue }
+    guard config.addresses.holds(containerID: invocation.containerID, interfaceName: invocation.interfaceName) else {
+      throw CNIError(
+        .unknownContainer, "container \(invocation.containerID) has no reservation in network \(config.name)")
+    }
+    guard !announced.isEmpty else {
+      throw CNIError(.checkFailed, "prevResult.ips has no address of \(shape.podInterface)")
+    }
     if let type = config.ipamPlugin {
       try IPAMPlugin(type, config).check()
       return announced.compactMap { $0.split(separator: "/").first.flatMap { IPAddress($0) } }

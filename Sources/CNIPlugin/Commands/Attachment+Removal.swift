@@ -22,12 +22,7 @@ extension Attachment {
       try shape.detach(node: node)
       try BandwidthLimit.remove(from: shape.name, node)
     }
-    let path = AgentPath.endpoint(containerID: containerID, interfaceName: interfaceName)
-    do throws(LocalAPIError) {
-      _ = try config.agent(timeoutMilliseconds: min(config.agentTimeout, farewellMilliseconds)).request("DELETE", path)
-    } catch {
-      if config.requiresAgent { Command.note("the agent was not told of the removal: \(error)") }
-    }
+    tellOfRemoval(containerID, interfaceName, config)
     try releaseElsewhere(containerID, interfaceName, config)
     do throws(FileError) {
       // The record first: of two records the agent must never find one address in both.
@@ -35,6 +30,15 @@ extension Attachment {
       try config.addresses.release(containerID: containerID, interfaceName: interfaceName)
     } catch {
       Command.note("left behind: \(error)")
+    }
+  }
+
+  static func tellOfRemoval(_ containerID: String, _ interfaceName: String, _ config: Config) {
+    let path = AgentPath.endpoint(containerID: containerID, interfaceName: interfaceName)
+    do throws(LocalAPIError) {
+      _ = try config.agent(timeoutMilliseconds: min(config.agentTimeout, farewellMilliseconds)).request("DELETE", path)
+    } catch {
+      if config.requiresAgent { Command.note("the agent was not told of the removal: \(error)") }
     }
   }
 

@@ -150,7 +150,12 @@ enum Attachment {
   /// Whether the namespace a reservation was made for still exists.
   static func isAlive(_ owner: AddressReservation, bootID: String) -> Bool {
     guard owner.bootID == bootID else { return false }
-    return (try? NetworkNamespace(path: owner.netnsPath).inode()) == owner.netnsInode
+    do throws(SystemError) {
+      return try NetworkNamespace(path: owner.netnsPath).inode() == owner.netnsInode
+    } catch {
+      // There is nothing, or something else. Where it cannot be asked it is taken to live.
+      return ![ENOENT, ENOTDIR, EINVAL].contains(error.errno)
+    }
   }
 
   /// Whether a reserved address may be taken back; removes what could still use it.
@@ -169,6 +174,8 @@ enum Attachment {
       try BandwidthLimit.remove(from: shape.name, node)
       try config.endpoints.remove(
         network: owner.network, containerID: owner.containerID, interfaceName: owner.interfaceName)
+      // Or it would judge whoever gets the address as the pod that had it.
+      tellOfRemoval(owner.containerID, owner.interfaceName, config)
       Command.note("address \(address) of \(owner.containerID), whose namespace is gone, is taken back")
       return true
     } catch {

@@ -99,8 +99,10 @@ struct RoutedShape {
         let gateway = Self.gateway(family)
         try pod.replaceNeighbour(Neighbour(address: gateway, interfaceIndex: link.index, mac: hostMAC))
         try pod.addRoute(Route(destination: CIDR(host: gateway), interfaceIndex: link.index))
-        let destinations = [Route.defaultDestination(family)] + routes.filter { $0.family == family }
-        for destination in destinations {
+        // Several ways of an IPAM plugin to say the same are one route.
+        var known: Set<CIDR> = [CIDR(host: gateway)]
+        for destination in [Route.defaultDestination(family)] + routes.filter({ $0.family == family })
+        where known.insert(destination).inserted {
           try pod.addRoute(Route(destination: destination, gateway: gateway, interfaceIndex: link.index))
         }
       }
