@@ -35,10 +35,13 @@ struct CrashTests {
     }
   }
 
+  /// Two suites on one machine make 200 together, each its own.
+  private static let points = LabHarness.sharesMachine ? 100 : 200
+
   @Test(
     """
-    at 200 system calls, between send and answer among them, leaves the old or the new objects in force, and its successor \
-    the new ones
+    at 200 system calls (100, where two suites share a machine), between send and answer among them, leaves the old or the \
+    new objects in force, and its successor the new ones
     """,
     .enabled(if: KillPoint.canInject))
   func killedAtSystemCalls() throws {
@@ -51,10 +54,10 @@ struct CrashTests {
     try LabHarness.withLab(configuration) { lab in
       var world = try CrashWorld(lab)
       try world.startFlows()
-      var random = SeededRandom("points")
+      var random = SeededRandom("points \(configuration.engine)")
       var reached: [String: Int] = [:]
       let started = monotonicNanoseconds()
-      for number in 1...200 {
+      for number in 1...Self.points {
         let point = KillPoint(configuration.engine, &random)
         let place = try run(to: point, wrapper, &world, &random)
         reached[place, default: 0] += 1
@@ -66,14 +69,14 @@ struct CrashTests {
         try lab.expectNoDifference(on: Self.node, "\(name)")
       }
       let seconds = (monotonicNanoseconds() - started) / 1_000_000_000
-      print("points: 200 in \(seconds) s, \(world.probes) probes, \(world.refusals) refused")
+      print("points: \(Self.points) in \(seconds) s, \(world.probes) probes, \(world.refusals) refused")
       for (place, count) in reached.sorted(by: { $0.key < $1.key }) { print("points: \(place): \(count)") }
       try world.expectFlowsLived()
       #expect(world.refusals > 0)
       for place in KillPoint.places(configuration.engine) {
-        #expect(try #require(reached[place]) >= 10, "\(place): \(reached)")
+        #expect(try #require(reached[place]) >= Self.points / 20, "\(place): \(reached)")
       }
-      #expect(reached["at no chosen call"] ?? 0 < 60, "\(reached)")
+      #expect(reached["at no chosen call"] ?? 0 < Self.points * 3 / 10, "\(reached)")
     }
   }
 

@@ -49,7 +49,10 @@ enum Attachment {
       } _: {
         CNIError(.io, "\($0)")
       }
-      try publish(record, config)
+      let isProgrammed = try publish(record, config)
+      let senders = SenderCheck(
+        name: shape.name, mac: shape.podMAC, addresses: addresses, leavesPacketsToAgent: isProgrammed)
+      try kernel { try senders.install() }
       try kernel { try shape.open(addresses, in: target.namespace, node: node) }
     } catch {
       undo(owner, config, node)
@@ -172,6 +175,7 @@ enum Attachment {
     do {
       try shape.detach(node: node)
       try BandwidthLimit.remove(from: shape.name, node)
+      try SenderCheck.remove(chain: shape.hostInterface)
       try config.endpoints.remove(
         network: owner.network, containerID: owner.containerID, interfaceName: owner.interfaceName)
       // Or it would judge whoever gets the address as the pod that had it.
@@ -198,7 +202,9 @@ enum Attachment {
   }
 
   /// Tells the agent and waits until the pod's packets are dealt with.
-  private static func publish(_ record: EndpointRecord, _ config: Config) throws(CNIError) {
+  ///
+  /// - Returns: whether there is an agent that deals with them.
+  private static func publish(_ record: EndpointRecord, _ config: Config) throws(CNIError) -> Bool {
     let fault: String
     do throws(LocalAPIError) {
       let answer = try config.agent(timeoutMilliseconds: config.agentTimeout)
@@ -206,7 +212,7 @@ enum Attachment {
       let json = try? JSONValue(parsing: answer.body)
       let hostPorts = json?["hostPorts"]?.intValue ?? 0
       if answer.status == 200, json?["programmed"]?.boolValue == true {
-        if hostPorts == Int64(record.portMappings.count) { return }
+        if hostPorts == Int64(record.portMappings.count) { return true }
         fault = "it serves no host ports"
       } else {
         fault = "status \(answer.status): \(UnixHTTPClient.message(in: answer.body))"
@@ -219,8 +225,11 @@ enum Attachment {
         "runtimeConfig.portMappings", record.portMappings.map(\.description).joined(separator: ", "),
         "host ports need the agent: \(fault)")
     }
-    guard config.requiresAgent else { return Command.note("going on without the agent: \(fault)") }
-    throw CNIError(.tryAgainLater, "the agent has not programmed the endpoint: \(fault)")
+    guard !config.requiresAgent else {
+      throw CNIError(.tryAgainLater, "the agent has not programmed the endpoint: \(fault)")
+    }
+    Command.note("going on without the agent: \(fault)")
+    return false
   }
 
   // MARK: Shared
