@@ -39,7 +39,7 @@ extension Reconciler {
         try unpublish(containerID: record.containerID, interfaceName: record.interfaceName)
         try records.remove(
           network: record.network, containerID: record.containerID, interfaceName: record.interfaceName)
-        try removeDevices(ofHash: AttachmentName(record.containerID, record.interfaceName).hash)
+        try addresses.deleteLink(named: AttachmentName(record.containerID, record.interfaceName).shaperInterface)
       } catch {
         logger.warning("endpoint cannot be taken down", metadata: ["reason": "\(error)"])
       }
@@ -50,7 +50,7 @@ extension Reconciler {
         guard isLeft(record.createdAt, device: record.hostInterface, devices) else { continue }
         try records.remove(
           network: record.network, containerID: record.containerID, interfaceName: record.interfaceName)
-        try removeDevices(ofHash: name.hash)
+        try addresses.deleteLink(named: name.shaperInterface)
       }
       for store in try AddressStore.all(stateDirectory: configuration.stateDir) { try release(store, devices) }
     } catch {
@@ -63,22 +63,12 @@ extension Reconciler {
       guard let reservation,
         isLeft(reservation.createdAt, device: AttachmentName.hostInterface(ofHash: hash), devices)
       else { continue }
-      try removeDevices(ofHash: hash)
+      try addresses.deleteLink(named: AttachmentName.shaperInterface(ofHash: hash))
       guard reservation.ipamPlugin == nil else { continue }
       try store.release(ownerName: hash, known: reservation)
       logger.info(
         "addresses released: the pod is gone",
         metadata: ["network": "\(reservation.network)", "container": "\(reservation.containerID)"])
-    }
-  }
-
-  /// What the plugin made besides the pod's device.
-  private func removeDevices(ofHash hash: String) throws {
-    try addresses.deleteLink(named: AttachmentName.shaperInterface(ofHash: hash))
-    // Since Linux 6.16 it outlives the device it is for.
-    let chain = AttachmentName.hostInterface(ofHash: hash)
-    if let filter = try? FilterSocket(), try filter.chains(in: .ofPlugin).contains(chain) {
-      try filter.removeChain(chain, in: .ofPlugin)
     }
   }
 

@@ -88,7 +88,7 @@ struct Frame: Sendable, CustomStringConvertible {
   }
 }
 
-/// Counts our frames of a node's device that are still there behind the plugin's chain, with the kernel's own counter.
+/// Counts our frames of a node's device that are still there behind the plugin's program, with the kernel's own counter.
 struct FrameCounter {
   let node: Node
   let device: String
@@ -114,11 +114,22 @@ struct FrameCounter {
     let outcome = try RunningPlugin.start(
       "/usr/sbin/nft", arguments: [command], environment: [:], input: "", in: node.network.namespace
     ).finish()
-    guard outcome.exitCode == 0 else { throw NFTFailed(words: outcome.notes) }
+    guard outcome.exitCode == 0 else { throw ToolFailed(words: outcome.notes) }
     return outcome.output
   }
 }
 
-struct NFTFailed: Error {
+extension Node {
+  func removeIngressFilters(of device: String) throws {
+    let outcome = try RunningPlugin.start(
+      "/usr/sbin/tc", arguments: ["qdisc", "del", "dev", device, "clsact"], environment: [:], input: "",
+      in: network.namespace
+    ).finish()
+    guard outcome.exitCode == 0 else { throw ToolFailed(words: outcome.notes) }
+  }
+}
+
+/// What nft or tc said.
+struct ToolFailed: Error {
   let words: String
 }

@@ -105,7 +105,6 @@ final class Node: Sendable {
     var found = try socket.links().map(\.name).filter { $0 != "lo" }
     found += try socket.routes(table: Route.mainTable).map(\.description)
     found += try socket.neighbours().map { "neighbour \($0.address)" }
-    found += try FilterSocket(in: network.namespace).chains(in: .ofPlugin).map { "chain \($0)" }
     found += try store.reservations().map { "reserved \($0.address)" }
     found += try LocalFile.names(in: "\(store.directory)/owners").map { "owner \($0)" }
     found += try LocalFile.names(in: store.directory).filter { $0.hasPrefix(".") }

@@ -21,10 +21,6 @@ extension Attachment {
       let fault = try kernel { try limit.fault(of: shape.name, RouteSocket()) }
       if let fault { throw CNIError(.checkFailed, fault) }
     }
-    let isChecked = try kernel { try SenderCheck.isInstalled(chain: shape.hostInterface) }
-    guard isChecked else {
-      throw CNIError(.checkFailed, "table \(FilterTable.ofPlugin) has no chain \(shape.hostInterface)")
-    }
     let fault = try kernel { try shape.fault(addresses, routes: routes, in: target.namespace, node: RouteSocket()) }
     if let fault { throw CNIError(.checkFailed, fault) }
   }

@@ -21,7 +21,6 @@ extension Attachment {
     try kernel {
       try shape.detach(node: node)
       try BandwidthLimit.remove(from: shape.name, node)
-      try SenderCheck.remove(chain: shape.hostInterface)
     }
     tellOfRemoval(containerID, interfaceName, config)
     try releaseElsewhere(containerID, interfaceName, config)

@@ -50,10 +50,8 @@ enum Attachment {
         CNIError(.io, "\($0)")
       }
       let isProgrammed = try publish(record, config)
-      let senders = SenderCheck(
-        name: shape.name, mac: shape.podMAC, addresses: addresses, leavesPacketsToAgent: isProgrammed)
-      try kernel { try senders.install() }
-      try kernel { try shape.open(addresses, in: target.namespace, node: node) }
+      let senders = SenderCheck(mac: shape.podMAC, addresses: addresses, leavesPacketsToAgent: isProgrammed)
+      try kernel { try shape.open(addresses, senders, in: target.namespace, node: node) }
     } catch {
       undo(owner, config, node)
       throw error
@@ -175,7 +173,6 @@ enum Attachment {
     do {
       try shape.detach(node: node)
       try BandwidthLimit.remove(from: shape.name, node)
-      try SenderCheck.remove(chain: shape.hostInterface)
       try config.endpoints.remove(
         network: owner.network, containerID: owner.containerID, interfaceName: owner.interfaceName)
       // Or it would judge whoever gets the address as the pod that had it.

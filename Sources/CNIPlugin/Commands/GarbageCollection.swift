@@ -30,9 +30,6 @@ enum GarbageCollection {
       }
     }
     attempt("unreadable reservations") { () throws(CNIError) in try removeUnreadable(except: valid, config, node) }
-    attempt("table \(FilterTable.ofPlugin)") { () throws(CNIError) in
-      try Attachment.kernel { try SenderCheck.removeOrphans(node) }
-    }
     if let type = config.ipamPlugin {
       attempt("ipam.type") { () throws(CNIError) in try IPAMPlugin(type, config).collectGarbage() }
     }
@@ -78,7 +75,6 @@ enum GarbageCollection {
       for owner in try config.addresses.owners() where owner.reservation == nil && !names.contains(owner.name) {
         try node.deleteLink(named: AttachmentName.hostInterface(ofHash: owner.name))
         try node.deleteLink(named: AttachmentName.shaperInterface(ofHash: owner.name))
-        try SenderCheck.remove(chain: AttachmentName.hostInterface(ofHash: owner.name))
         try config.addresses.release(ownerName: owner.name, known: nil)
       }
     } catch {

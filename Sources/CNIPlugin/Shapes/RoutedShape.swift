@@ -122,10 +122,13 @@ struct RoutedShape {
   }
 
   /// Lets packets through, once somebody judges them; returns when the pod can send.
-  func open(_ addresses: [IPAddress], in namespace: NetworkNamespace, node: RouteSocket) throws {
+  func open(
+    _ addresses: [IPAddress], _ senders: SenderCheck, in namespace: NetworkNamespace, node: RouteSocket
+  ) throws {
     guard let link = try node.link(named: hostInterface) else {
       throw SystemError(operation: "find the pod's host end", object: hostInterface, errno: ENODEV)
     }
+    try senders.install(at: link.index, node)
     try node.setLink(index: link.index, LinkChanges(isUp: true, alias: "sluice \(name)"))
     for address in addresses {
       try node.replaceNeighbour(Neighbour(address: address, interfaceIndex: link.index, mac: podMAC))
@@ -175,6 +178,7 @@ struct RoutedShape {
   ) throws -> String? {
     guard let host = try node.link(named: hostInterface) else { return "the node has no interface \(hostInterface)" }
     guard host.isUp else { return "the node's interface \(hostInterface) is down" }
+    guard try node.checksIngress(of: host.index) else { return "the node does not check who sends by \(hostInterface)" }
     let nodeRoutes = try node.routes(table: Route.mainTable)
     let neighbours = try node.neighbours(interfaceIndex: host.index)
     for address in addresses {
