@@ -49,6 +49,8 @@ let package = Package(
     .target(name: "Netlink", dependencies: ["NetworkTypes", "CLinux"], swiftSettings: strict),
     .target(name: "LocalAPI", dependencies: ["NetworkTypes"], swiftSettings: strict),
 
+    .target(name: "PodFilters", dependencies: ["NetworkTypes", "Netlink", "LocalAPI"], swiftSettings: strict),
+
     // Kubernetes: objects, compilers, sources
     .target(name: "KubernetesObjects", dependencies: ["NetworkTypes"], swiftSettings: strict),
     .target(
@@ -80,11 +82,12 @@ let package = Package(
       swiftSettings: strict),
 
     // programs
-    .executableTarget(name: "CNIPlugin", dependencies: ["Netlink", "LocalAPI", "CLinux"], swiftSettings: strict),
+    .executableTarget(
+      name: "CNIPlugin", dependencies: ["Netlink", "LocalAPI", "PodFilters", "CLinux"], swiftSettings: strict),
     .executableTarget(
       name: "ProxyAgent",
       dependencies: [
-        "NetworkTypes", "DataplaneModel", "Netlink", "LocalAPI", "KubernetesObjects", "ServiceCompiler",
+        "NetworkTypes", "DataplaneModel", "Netlink", "LocalAPI", "PodFilters", "KubernetesObjects", "ServiceCompiler",
         "PolicyCompiler", "ClusterSource", "NFTables", "BPFLoader", "CLinux",
         .product(name: "ArgumentParser", package: "swift-argument-parser"),
         .product(name: "Hummingbird", package: "hummingbird"),
@@ -167,12 +170,17 @@ let package = Package(
       name: "dpctlTests",
       dependencies: ["dpctl", "LocalAPI", "DataplaneModel", "NetworkTypes", "BPFLoader", "CLinux"],
       swiftSettings: strict),
-    .testTarget(name: "CNIPluginTests", dependencies: ["LocalAPI", "Netlink", "CLinux"], swiftSettings: strict),
+    // Frames that pods forge, for tests.
+    .target(
+      name: "RawFrames", dependencies: ["NetworkTypes", "CLinux"], path: "Tests/RawFrames", swiftSettings: strict),
+    .testTarget(
+      name: "CNIPluginTests", dependencies: ["LocalAPI", "Netlink", "PodFilters", "RawFrames", "CLinux"],
+      swiftSettings: strict),
     .testTarget(
       name: "LabTests",
       dependencies: [
         "Lab", "LocalAPI", "Netlink", "NetworkTypes", "DataplaneModel", "KubernetesObjects", "ClusterSource",
-        "PolicyWorlds", "BPFLoader", "CLibBPF",
+        "PolicyWorlds", "BPFLoader", "CLibBPF", "RawFrames",
       ],
       swiftSettings: strict),
   ] + fuzzers,

@@ -35,6 +35,8 @@ public protocol NodeEngine: DataplaneEngine {
   mutating func finishRemovals() throws(Failure) -> ApplyReport
   /// Whether somebody else has written to what the engine owns since its last change. Cheap.
   func wasChangedByOthers() throws(Failure) -> Bool
+  /// Transactions of this process in the same part of the kernel that are none of this engine's.
+  mutating func noteOwnTransactions(_ count: Int)
   /// Whether something is missing without which packets pass that should not. Cheap.
   mutating func hasLostStructure(_ tables: Tables) throws(Failure) -> Bool
   /// What was sent and not yet reported: after calls whose answer has no room for it.

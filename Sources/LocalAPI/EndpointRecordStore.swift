@@ -31,7 +31,8 @@ public struct EndpointRecordStore: Sendable {
 
   public func write(_ record: EndpointRecord) throws(FileError) {
     try LocalFile.createDirectories(directory)
-    try LocalFile.replace(path(of: record), with: Array(record.json.serialized().utf8))
+    // Of this boot: nobody reads it after a power cut.
+    try LocalFile.replace(path(of: record), with: Array(record.json.serialized().utf8), sync: false)
   }
 
   /// Succeeds also when there is no such record. Takes along what a writer that was killed left of it.

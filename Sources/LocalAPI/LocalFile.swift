@@ -27,20 +27,23 @@ public enum LocalFile {
     }
   }
 
-  /// Writes a file beside `path`, syncs it and renames it over: after a crash there is the old content or the new.
-  public static func replace(_ path: String, with content: [UInt8], mode: mode_t = 0o600) throws(FileError) {
+  /// Writes a file beside `path`, syncs it and renames it over: after a crash there is the old content or the new. Without `sync`
+  /// that holds for crashes of programs only.
+  public static func replace(
+    _ path: String, with content: [UInt8], mode: mode_t = 0o600, sync: Bool = true
+  ) throws(FileError) {
     // The dot keeps a half-written file out of every listing; the process id keeps two writers apart.
     let slash = path.utf8.lastIndex(of: UInt8(ascii: "/"))
     let folder = slash.map { String(path[..<$0]) } ?? "."
     let name = slash.map { String(path[path.utf8.index(after: $0)...]) } ?? path
     let temporary = "\(folder)/.\(name).\(getpid()).\(pthread_self())"
-    try create(temporary, with: content, mode: mode, flags: O_TRUNC)
+    try create(temporary, with: content, mode: mode, flags: O_TRUNC, sync: sync)
     guard rename(temporary, path) == 0 else {
       let code = errno
       unlink(temporary)
       throw FileError(path: path, operation: "rename", errno: code)
     }
-    try syncDirectory(folder)
+    if sync { try syncDirectory(folder) }
   }
 
   /// Writes `path`. `flags` is `O_TRUNC`, or `O_EXCL` to insist on a new file; `sync` waits for the disk, which only what

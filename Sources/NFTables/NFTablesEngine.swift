@@ -92,6 +92,10 @@ public struct NFTablesEngine: NodeEngine {
     try connection.generation() != lastGeneration
   }
 
+  public mutating func noteOwnTransactions(_ count: Int) {
+    if let last = lastGeneration { lastGeneration = last &+ UInt32(clamping: count) }
+  }
+
   /// Whether rules, maps or whole tables of ours are missing or others: then packets pass that should not. Looks only where
   /// somebody else has written since the last look; elements are not read.
   public mutating func hasLostStructure(_ tables: Tables) throws(NFTablesError) -> Bool {

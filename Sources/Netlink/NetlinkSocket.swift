@@ -91,6 +91,53 @@ public final class NetlinkSocket: Sendable {
     throw NetlinkError.interrupted(operation: operation, attempts: Self.dumpAttempts)
   }
 
+  /// Sends messages to a subsystem of netfilter (`NFNL_SUBSYS_...`) that takes all of them or none, and throws its first
+  /// refusal.
+  public func transaction(
+    _ messages: [NetlinkMessageBuilder], subsystem: some BinaryInteger, operation: String, object: String
+  ) throws(NetlinkError) {
+    func edge(_ type: some BinaryInteger) -> NetlinkMessageBuilder {
+      var message = NetlinkMessageBuilder(type: type)
+      // struct nfgenmsg; its last number is the subsystem, in network order.
+      message.append((UInt16(0), UInt16(truncatingIfNeeded: subsystem).bigEndian))
+      return message
+    }
+    guard let last = messages.indices.last else { return }
+    var messages = messages
+    // One ack is enough: refusals come without being asked for.
+    messages[last].flags |= UInt16(NLM_F_ACK)
+    guard !messages.contains(where: \.isTooLong) else {
+      throw .system(SystemError(operation: operation, object: object, errno: EMSGSIZE))
+    }
+    let batch = [edge(NFNL_MSG_BATCH_BEGIN)] + messages + [edge(NFNL_MSG_BATCH_END)]
+    try state.withLock { state throws(NetlinkError) in
+      let first = state.sequence &+ 1
+      var bytes: [UInt8] = []
+      for message in batch {
+        state.sequence &+= 1
+        bytes += message.finished(sequence: state.sequence, portID: state.portID)
+      }
+      // Of the last real message.
+      let end = state.sequence &- 1
+      do throws(SystemError) {
+        try SystemCalls.send(state.descriptor.number, bytes, operation)
+      } catch {
+        throw NetlinkError.system(error)
+      }
+      var isDone = false
+      // The kernel has answered all there is to say when send returns.
+      while let answers = try Self.receive(&state, operation, milliseconds: 0) {
+        for answer in answers
+        where answer.portID == state.portID && answer.sequence &- first < UInt32(truncatingIfNeeded: batch.count) {
+          guard CInt(answer.type) == NLMSG_ERROR else { continue }
+          if let error = try Self.refusal(in: answer, operation, object) { throw NetlinkError.system(error) }
+          if answer.sequence == end { isDone = true }
+        }
+      }
+      guard isDone else { throw NetlinkError.system(SystemError(operation: operation, object: object, errno: EPROTO)) }
+    }
+  }
+
   private struct Answer: Sendable {
     var messages: [NetlinkMessage] = []
     var interrupted = false

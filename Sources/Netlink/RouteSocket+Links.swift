@@ -28,10 +28,12 @@ public struct LinkChanges: Sendable, Hashable {
   public var name: String?
   /// An index, or 0 to leave the master.
   public var masterIndex: Int?
+  /// Whether it takes in frames that are for others.
+  public var isPromiscuous: Bool?
 
   public init(
     isUp: Bool? = nil, mtu: Int? = nil, mac: MACAddress? = nil, alias: String? = nil, name: String? = nil,
-    masterIndex: Int? = nil
+    masterIndex: Int? = nil, isPromiscuous: Bool? = nil
   ) {
     self.isUp = isUp
     self.mtu = mtu
@@ -39,11 +41,13 @@ public struct LinkChanges: Sendable, Hashable {
     self.alias = alias
     self.name = name
     self.masterIndex = masterIndex
+    self.isPromiscuous = isPromiscuous
   }
 }
 
 extension RouteSocket {
   private static let upFlag: UInt32 = 1  // IFF_UP
+  private static let promiscuousFlag: UInt32 = 0x100  // IFF_PROMISC
 
   // MARK: Reading
 
@@ -160,6 +164,10 @@ extension RouteSocket {
     if let isUp = changes.isUp {
       header.ifi_flags = isUp ? Self.upFlag : 0
       header.ifi_change = Self.upFlag
+    }
+    if let isPromiscuous = changes.isPromiscuous {
+      if isPromiscuous { header.ifi_flags |= Self.promiscuousFlag }
+      header.ifi_change |= Self.promiscuousFlag
     }
     // RTM_NEWLINK without NLM_F_CREATE changes what exists.
     var message = NetlinkMessageBuilder(type: RTM_NEWLINK)

@@ -66,8 +66,11 @@ extension RouteSocket {
     if let source = route.preferredSource { message.attribute(RTA_PREFSRC.rawValue, address: source) }
     if let priority = route.priority { message.attribute(RTA_PRIORITY.rawValue, number: priority) }
     if route.table >= 256 { message.attribute(RTA_TABLE.rawValue, number: route.table) }
-    if let mtu = route.mtu {
-      message.nest(RTA_METRICS.rawValue) { $0.attribute(RTAX_MTU, number: UInt32(clamping: mtu)) }
+    if route.mtu != nil || route.segmentSize != nil {
+      message.nest(RTA_METRICS.rawValue) {
+        if let mtu = route.mtu { $0.attribute(RTAX_MTU, number: UInt32(clamping: mtu)) }
+        if let size = route.segmentSize { $0.attribute(RTAX_ADVMSS, number: UInt32(clamping: size)) }
+      }
     }
     return message
   }
@@ -107,6 +110,7 @@ extension Route {
       isOnLink: header.rtm_flags & UInt32(RTNH_F_ONLINK) != 0,
       mtu: try attributes.nested(RTA_METRICS.rawValue)?.number(RTAX_MTU, as: UInt32.self).map { Int($0) },
       type: header.rtm_type, priority: try attributes.number(RTA_PRIORITY.rawValue, as: UInt32.self))
+    segmentSize = try attributes.nested(RTA_METRICS.rawValue)?.number(RTAX_ADVMSS, as: UInt32.self).map { Int($0) }
   }
 }
 

@@ -10,6 +10,11 @@ public final class RouteSocket: Sendable {
     socket = try NetlinkSocket(protocol: NETLINK_ROUTE, in: namespace)
   }
 
+  /// The number of the namespace it belongs to: see `NetworkNamespace.cookie`.
+  public func namespaceCookie() throws(SystemError) -> UInt64 {
+    try SystemCalls.namespaceCookie(of: socket.descriptorNumber)
+  }
+
   /// Sends what changes something and waits for the ack.
   func change(_ message: NetlinkMessageBuilder, _ operation: String, _ object: String) throws(NetlinkError) {
     try socket.acknowledge(message, operation: operation, object: object)

@@ -75,6 +75,8 @@ public struct Route: Sendable, Hashable, CustomStringConvertible {
   public var isOnLink: Bool
   /// Bytes; nil: the interface's.
   public var mtu: Int?
+  /// Bytes of a TCP segment, as it is announced; nil: what fits the MTU.
+  public var segmentSize: Int?
   /// `RTN_UNICAST`, `RTN_LOCAL`, `RTN_BLACKHOLE`…
   public var type: UInt8
   /// Lower wins; nil: the kernel's default (0 for IPv4, 1024 for IPv6).

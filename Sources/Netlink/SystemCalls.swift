@@ -56,6 +56,11 @@ enum SystemCalls {
       socket(AF_UNIX, CInt(SOCK_DGRAM.rawValue) | CInt(SOCK_CLOEXEC.rawValue), 0)
     }
     defer { close(descriptor) }
+    return try namespaceCookie(of: descriptor)
+  }
+
+  /// Of a socket's namespace.
+  static func namespaceCookie(of descriptor: CInt) throws(SystemError) -> UInt64 {
     var cookie: UInt64 = 0
     var length = socklen_t(MemoryLayout<UInt64>.size)
     let option: CInt = 71  // SO_NETNS_COOKIE, asm-generic/socket.h

@@ -39,7 +39,7 @@ extension Reconciler {
         try unpublish(containerID: record.containerID, interfaceName: record.interfaceName)
         try records.remove(
           network: record.network, containerID: record.containerID, interfaceName: record.interfaceName)
-        try addresses.deleteLink(named: AttachmentName(record.containerID, record.interfaceName).shaperInterface)
+        try removeDevices(ofHash: AttachmentName(record.containerID, record.interfaceName).hash)
       } catch {
         logger.warning("endpoint cannot be taken down", metadata: ["reason": "\(error)"])
       }
@@ -50,7 +50,7 @@ extension Reconciler {
         guard isLeft(record.createdAt, device: record.hostInterface, devices) else { continue }
         try records.remove(
           network: record.network, containerID: record.containerID, interfaceName: record.interfaceName)
-        try addresses.deleteLink(named: name.shaperInterface)
+        try removeDevices(ofHash: name.hash)
       }
       for store in try AddressStore.all(stateDirectory: configuration.stateDir) { try release(store, devices) }
     } catch {
@@ -63,13 +63,19 @@ extension Reconciler {
       guard let reservation,
         isLeft(reservation.createdAt, device: AttachmentName.hostInterface(ofHash: hash), devices)
       else { continue }
-      try addresses.deleteLink(named: AttachmentName.shaperInterface(ofHash: hash))
+      try removeDevices(ofHash: hash)
       guard reservation.ipamPlugin == nil else { continue }
       try store.release(ownerName: hash, known: reservation)
       logger.info(
         "addresses released: the pod is gone",
         metadata: ["network": "\(reservation.network)", "container": "\(reservation.containerID)"])
     }
+  }
+
+  /// What there was besides the pod's device.
+  private func removeDevices(ofHash hash: String) throws {
+    try addresses.deleteLink(named: AttachmentName.shaperInterface(ofHash: hash))
+    try forgetSender(device: AttachmentName.hostInterface(ofHash: hash))
   }
 
   /// An ADD reserves first and makes its device a moment later: without a device it was killed, or has just begun. What was made

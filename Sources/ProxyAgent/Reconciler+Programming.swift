@@ -333,6 +333,7 @@ extension Reconciler {
       if isOld {
         lookForKubeProxy()
         forgetDeadEndpoints()
+        restoreSenderChecks()
         let routesDiffer = (try? routes.reread()) ?? false
         if routesDiffer { logger.warning("routes to other nodes had been changed") }
         updateRoutes()

@@ -9,6 +9,7 @@ import Logging
 import NFTables
 import Netlink
 import NetworkTypes
+import PodFilters
 import PolicyCompiler
 import ServiceCompiler
 
@@ -36,6 +37,9 @@ actor Reconciler {
   var socketFailure: String?
   var routes: NodeRoutes
   let addresses: RouteSocket
+  /// nil where the kernel has no nf_tables.
+  let senderChains: SenderChains?
+  var senderWarned = false
   let sweeper: FlowSweeper
   let mapCensus: MapCensus
   let records: EndpointRecordStore
@@ -111,6 +115,7 @@ actor Reconciler {
         addresses: inForce.addresses, atoms: inForce.atoms, largestSerial: inForce.largestSerial))
     routes = try NodeRoutes()
     addresses = try RouteSocket()
+    senderChains = try? SenderChains()
     socketSweeper = SocketSweeper(logger: logger)
     mapCensus = MapCensus(folder: configuration.bpffs, logger: logger)
     sweeper = FlowSweeper(
@@ -173,6 +178,9 @@ actor Reconciler {
       throw LocalAPIRefusal("the pod's device \(record.hostInterface) has gone")
     }
     try requireFreeHostPorts(record)
+    do { try checkSender(of: record) } catch {
+      throw LocalAPIRefusal("the kernel refused the sender's check: \(error)")
+    }
     let earlier = endpoints.updateValue(record, forKey: record.fileName)
     try programEndpoints("endpoint attached", record, earlierPorts: earlier?.portMappings ?? [])
     if let port = record.portMappings.map(\.hostPort).first(where: { !compiler.isServed(hostPort: $0) }) {
@@ -213,6 +221,8 @@ actor Reconciler {
       endpoints[record.fileName] = nil
       if isSynced { try programEndpoints("endpoint detached", record, isGone: true) }
     }
+    // Also where nobody has told of it.
+    try forgetSender(device: AttachmentName(containerID, interfaceName).hostInterface)
   }
 
   private func programEndpoints(

@@ -116,7 +116,7 @@ struct AgentTests {
     agent = try node.startAgent(.silent)
     #expect(try message(config())?.contains("agent") == true)
     #expect(try node.run("STATUS", "", config(["cniVersion": "1.0.0"])).errorCode == 1)
-    #expect(try node.run("STATUS", "", config(["mode": "bridge"])).errorCode == 2)
+    #expect(try node.run("STATUS", "", config(["mode": "flat"])).errorCode == 2)
 
     let small = node.config(["ipam": ["ranges": [[["subnet": "10.77.0.0/30"]]]]])
     let first = try Pod()

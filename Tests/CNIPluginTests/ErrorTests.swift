@@ -63,7 +63,7 @@ struct ErrorTests {
     "a bad configuration has its code and names the field",
     arguments: [
       ("cniVersion", "9.9.9", 1), ("cniVersion", 1, 7), ("name", "", 7), ("name", "a/b", 7), ("name", ["x"], 7),
-      ("mode", "bridge", 2), ("mode", 1, 7), ("mtu", -1, 7), ("mtu", 100, 7), ("mtu", 1000, 7), ("mtu", "x", 7),
+      ("mode", "flat", 2), ("mode", 1, 7), ("mtu", -1, 7), ("mtu", 100, 7), ("mtu", 1000, 7), ("mtu", "x", 7),
       ("stateDir", "relative", 7), ("requireAgent", "yes", 7), ("agentTimeoutMilliseconds", 0, 7),
       ("prevResult", "x", 7), ("ipam", "x", 7), ("ipam", ["type": "absent"], 105),
       ("ipam", ["ranges": [[["subnet": "10.0.0.0"]]]], 7), ("ipam", ["ranges": [[]]], 7),

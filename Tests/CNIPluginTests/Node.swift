@@ -2,6 +2,7 @@ import Glibc
 import LocalAPI
 import Netlink
 import NetworkTypes
+import PodFilters
 import Testing
 
 /// A node of its own for one test: a network namespace that forwards, with folders that are gone with it.
@@ -105,6 +106,7 @@ final class Node: Sendable {
     var found = try socket.links().map(\.name).filter { $0 != "lo" }
     found += try socket.routes(table: Route.mainTable).map(\.description)
     found += try socket.neighbours().map { "neighbour \($0.address)" }
+    found += try network.namespace.run { try SenderChains().devices().map { "chain \($0)" } }
     found += try store.reservations().map { "reserved \($0.address)" }
     found += try LocalFile.names(in: "\(store.directory)/owners").map { "owner \($0)" }
     found += try LocalFile.names(in: store.directory).filter { $0.hasPrefix(".") }

@@ -2,39 +2,29 @@ import Glibc
 import LocalAPI
 import Netlink
 import NetworkTypes
+import PodFilters
+import RawFrames
 import Testing
 
-/// Frames that a pod really sends, and what of them is still there behind the plugin's program.
+/// Frames that a pod really sends, and what of them is still there behind the chain that asks who sends.
 @Suite("What a pod can send")
 struct SenderCheckTests {
   private let node: Node
 
   init() throws { node = try Node() }
 
-  /// Whose frames they are, and whose they claim to be.
   private struct Stage {
     let pod: Pod
     let device: String
-    let mac: MACAddress
-    let v4: IPAddress
-    let v6: IPAddress
-    let linkLocal: IPAddress
-    let otherMAC: MACAddress
-    let otherV4: IPAddress
-    let otherV6: IPAddress
-    let nobody: IPAddress
-    let allNodes: IPAddress
-
-    func frame(_ name: String, from sender: MACAddress? = nil, _ type: UInt16, _ payload: [UInt8]) -> Frame {
-      Frame(name, from: sender ?? mac, type: type, payload)
-    }
+    let who: Claimant
   }
 
   private func stage(_ config: JSONValue? = nil) throws -> Stage {
     let (pod, other) = (try Pod(), try Pod())
     let (ours, theirs) = (try node.add("c1", pod, config), try node.add("c2", other, config))
     func mac(_ result: JSONValue, _ index: Int) throws -> MACAddress {
-      try #require((result["interfaces"]?.arrayValue?[index])?["mac"]?.stringValue.flatMap { MACAddress($0) })
+      let interfaces = try #require(result["interfaces"]?.arrayValue)
+      return try #require(interfaces[interfaces.count - 2 + index]["mac"]?.stringValue.flatMap { MACAddress($0) })
     }
     func address(_ result: JSONValue, _ index: Int) throws -> IPAddress {
       let text = try #require((result["ips"]?.arrayValue?[index])?["address"]?.stringValue)
@@ -45,101 +35,11 @@ struct SenderCheckTests {
     let links = try pod.network.namespace.run { try RouteSocket().addresses(family: .v6) }
     let linkLocal = try #require(links.first { $0.scope == 253 })
     return Stage(
-      pod: pod, device: try #require((ours["interfaces"]?.arrayValue?[0])?["name"]?.stringValue),
-      mac: try mac(ours, 1), v4: try address(ours, 0), v6: try address(ours, 1),
-      linkLocal: linkLocal.address.address, otherMAC: try mac(theirs, 1), otherV4: try address(theirs, 0),
-      otherV6: try address(theirs, 1), nobody: .unspecified(.v6),
-      allNodes: try #require(IPAddress("ff02::1")))
-  }
-
-  /// What a pod may say of itself.
-  private func honest(_ s: Stage) -> [Frame] {
-    [
-      s.frame("IPv4", 0x0800, Frame.datagram(from: s.v4, to: s.otherV4)),
-      s.frame("IPv6", 0x86dd, Frame.datagram(from: s.v6, to: s.otherV6)),
-      s.frame("IPv6 on the link", 0x86dd, Frame.datagram(from: s.linkLocal, to: s.allNodes)),
-      s.frame("ARP request", 0x0806, Frame.arp(.request, s.mac, s.v4, for: s.otherV4)),
-      s.frame("ARP reply", 0x0806, Frame.arp(.reply, s.mac, s.v4, for: s.otherV4)),
-      s.frame("gratuitous ARP", 0x0806, Frame.arp(.request, s.mac, s.v4, for: s.v4)),
-      s.frame("ARP probe", 0x0806, Frame.arp(.request, s.mac, .unspecified(.v4), for: s.v4)),
-      s.frame(
-        "solicitation", 0x86dd,
-        Frame.discovery(135, from: s.v6, to: s.allNodes, target: s.otherV6, option: 1, s.mac)),
-      s.frame(
-        "solicitation without option", 0x86dd, Frame.discovery(135, from: s.v6, to: s.allNodes, target: s.otherV6)),
-      s.frame(
-        "solicitation of who looks for duplicates", 0x86dd,
-        Frame.discovery(135, from: s.nobody, to: s.allNodes, target: s.v6, option: 14)),
-      s.frame(
-        "advertisement", 0x86dd, Frame.discovery(136, from: s.v6, to: s.allNodes, target: s.v6, option: 2, s.mac)),
-      s.frame(
-        "advertisement of the link's address", 0x86dd,
-        Frame.discovery(136, from: s.linkLocal, to: s.allNodes, target: s.linkLocal, option: 2, s.mac)),
-      s.frame(
-        "router solicitation", 0x86dd,
-        Frame.discovery(133, from: s.linkLocal, to: s.allNodes, target: nil, option: 1, s.mac)),
-    ]
-  }
-
-  /// What ARP and neighbour discovery let nobody claim.
-  private func claims(_ s: Stage) -> [Frame] {
-    [
-      s.frame("ARP reply for another's address", 0x0806, Frame.arp(.reply, s.mac, s.otherV4, for: s.v4)),
-      s.frame("ARP request by another's address", 0x0806, Frame.arp(.request, s.mac, s.otherV4, for: s.v4)),
-      s.frame("ARP for another's hardware address", 0x0806, Frame.arp(.reply, s.otherMAC, s.v4, for: s.otherV4)),
-      s.frame(
-        "ARP from another's hardware address", from: s.otherMAC, 0x0806, Frame.arp(.reply, s.mac, s.v4, for: s.v4)),
-      s.frame("ARP probe of another's address", 0x0806, Frame.arp(.request, s.mac, .unspecified(.v4), for: s.otherV4)),
-      s.frame("ARP of another network", 0x0806, [0, 6] + Frame.arp(.reply, s.mac, s.v4, for: s.v4).dropFirst(2)),
-      s.frame("ARP cut short", 0x0806, Array(Frame.arp(.reply, s.mac, s.v4, for: s.v4).prefix(12))),
-      s.frame(
-        "advertisement of another's address", 0x86dd,
-        Frame.discovery(136, from: s.v6, to: s.allNodes, target: s.otherV6, option: 2, s.mac)),
-      s.frame(
-        "advertisement of another's address without option", 0x86dd,
-        Frame.discovery(136, from: s.v6, to: s.allNodes, target: s.otherV6)),
-      s.frame(
-        "advertisement with another's hardware address", 0x86dd,
-        Frame.discovery(136, from: s.v6, to: s.allNodes, target: s.v6, option: 2, s.otherMAC)),
-      s.frame(
-        "advertisement behind another header", 0x86dd,
-        Frame.discovery(
-          136, from: s.v6, to: s.allNodes, target: s.otherV6, option: 2, s.mac, before: [58, 0, 1, 4, 0, 0, 0, 0])),
-      s.frame(
-        "solicitation with another's hardware address", 0x86dd,
-        Frame.discovery(135, from: s.v6, to: s.allNodes, target: s.otherV6, option: 1, s.otherMAC)),
-      s.frame(
-        "duplicate detection of another's address", 0x86dd,
-        Frame.discovery(135, from: s.nobody, to: s.allNodes, target: s.otherV6)),
-      s.frame(
-        "router solicitation with another's hardware address", 0x86dd,
-        Frame.discovery(133, from: s.linkLocal, to: s.allNodes, target: nil, option: 1, s.otherMAC)),
-      s.frame(
-        "advertisement from another's hardware address", from: s.otherMAC, 0x86dd,
-        Frame.discovery(136, from: s.linkLocal, to: s.allNodes, target: s.linkLocal, option: 2, s.mac)),
-      Frame("another protocol", from: s.mac, type: 0x88cc, [UInt8](repeating: 0, count: 50)),
-      Frame(
-        "in a VLAN", from: s.mac, type: 0x8100,
-        [0, 5, 8, 6] + Frame.arp(.reply, s.mac, s.otherV4, for: s.v4)),
-    ]
-  }
-
-  /// Sources that are another's.
-  private func packets(_ s: Stage) -> [Frame] {
-    [
-      s.frame("another's IPv4 address", 0x0800, Frame.datagram(from: s.otherV4, to: s.otherV4)),
-      s.frame("another's IPv6 address", 0x86dd, Frame.datagram(from: s.otherV6, to: s.otherV6)),
-      s.frame("no IPv4 address", 0x0800, Frame.datagram(from: .unspecified(.v4), to: s.otherV4)),
-      s.frame("no IPv6 address", 0x86dd, Frame.datagram(from: s.nobody, to: s.otherV6)),
-      s.frame(
-        "another's address of the link", 0x86dd, Frame.datagram(from: RoutedGateway.address(.v6), to: s.allNodes)),
-      s.frame(
-        "IPv4 from another's hardware address", from: s.otherMAC, 0x0800, Frame.datagram(from: s.v4, to: s.otherV4)),
-      s.frame(
-        "IPv6 from another's hardware address", from: s.otherMAC, 0x86dd, Frame.datagram(from: s.v6, to: s.otherV6)),
-      s.frame("router advertisement", 0x86dd, Frame.discovery(134, from: s.linkLocal, to: s.allNodes, target: nil)),
-      s.frame("redirect", 0x86dd, Frame.discovery(137, from: s.linkLocal, to: s.allNodes, target: s.otherV6)),
-    ]
+      pod: pod, device: try #require(ours["interfaces"]?.arrayValue?.dropLast().last?["name"]?.stringValue),
+      who: Claimant(
+        mac: try mac(ours, 1), v4: try address(ours, 0), v6: try address(ours, 1),
+        linkLocal: linkLocal.address.address, otherMAC: try mac(theirs, 1), otherV4: try address(theirs, 0),
+        otherV6: try address(theirs, 1)))
   }
 
   private func expect(_ frames: [Frame], pass: Bool, _ stage: Stage, _ counter: FrameCounter, _ when: String) throws {
@@ -152,18 +52,19 @@ struct SenderCheckTests {
   }
 
   @Test(
-    "without an agent: its own frames pass, no forged one does, and all do where the plugin's program is taken away")
+    "without an agent: its own frames pass, no forged one does, and all do where its chain is taken away")
   func alone() throws {
     let stage = try stage()
     let counter = try FrameCounter(node, stage.device)
-    try expect(honest(stage), pass: true, stage, counter, "of its own")
-    try expect(claims(stage) + packets(stage), pass: false, stage, counter, "forged")
+    try expect(stage.who.honestPackets + stage.who.honestClaims, pass: true, stage, counter, "of its own")
+    try expect(stage.who.claims + stage.who.probes + stage.who.packets, pass: false, stage, counter, "forged")
     #expect(try node.run("CHECK", "c1", in: stage.pod, checked(stage)).exitCode == 0)
     // What was dropped was dropped by this.
-    try node.removeIngressFilters(of: stage.device)
-    try expect(claims(stage) + packets(stage), pass: true, stage, counter, "without the program")
+    let device = stage.device
+    try node.network.namespace.run { _ = try SenderChains().remove(device: device) }
+    try expect(stage.who.claims + stage.who.probes + stage.who.packets, pass: true, stage, counter, "without the chain")
     let outcome = try node.run("CHECK", "c1", in: stage.pod, checked(stage))
-    #expect(outcome.errorCode == 103 && outcome.message.contains("who sends"), "\(outcome)")
+    #expect(outcome.errorCode == 103 && outcome.message.contains("sluice-cni"), "\(outcome)")
     for container in ["c1", "c2"] { #expect(try node.run("DEL", container).exitCode == 0) }
     #expect(try node.leftovers() == [])
   }
@@ -174,31 +75,58 @@ struct SenderCheckTests {
       "prevResult": [
         "interfaces": [["name": .string(stage.device)], ["name": "eth0", "sandbox": .string(stage.pod.path)]],
         "ips": [
-          ["address": .string("\(stage.v4)/32"), "interface": 1],
-          ["address": .string("\(stage.v6)/128"), "interface": 1],
+          ["address": .string("\(stage.who.v4)/32"), "interface": 1],
+          ["address": .string("\(stage.who.v6)/128"), "interface": 1],
         ],
       ]
     ])
   }
 
-  @Test(
-    "with an agent, which judges packets itself: no claim passes, and forged packets get as far as the agent's rules")
-  func withAgent() throws {
-    let agent = try node.startAgent()
-    let stage = try stage(node.config(["requireAgent": true]))
+  @Test("where an engine judges packets: no claim passes, and forged packets get as far as the engine's rules")
+  func besideAnEngine() throws {
+    let stage = try stage()
+    let check = SenderCheck(
+      device: stage.device, mac: stage.who.mac, addresses: [stage.who.v4, stage.who.v6], leavesPacketsToEngine: true)
+    try node.network.namespace.run { _ = try SenderChains().install(check) }
     let counter = try FrameCounter(node, stage.device)
-    try expect(honest(stage), pass: true, stage, counter, "of its own")
-    try expect(claims(stage), pass: false, stage, counter, "forged")
-    try expect(packets(stage), pass: true, stage, counter, "the agent's to drop")
-    withExtendedLifetime(agent) {}
+    try expect(stage.who.honestPackets + stage.who.honestClaims, pass: true, stage, counter, "of its own")
+    try expect(stage.who.claims + stage.who.probes, pass: false, stage, counter, "forged")
+    try expect(stage.who.packets, pass: true, stage, counter, "the engine's to drop")
   }
-}
 
-private enum RoutedGateway {
-  static func address(_ family: IPFamily) -> IPAddress {
-    switch family {
-    case .v4: IPAddress(v4: 0xa9fe_0101)
-    case .v6: IPAddress(v6High: 0xfe80 << 48, low: 1) ?? .unspecified(.v6)
+  @Test("in a bridge as well, before the bridge learns anything")
+  func ofBridge() throws {
+    let stage = try stage(
+      node.config([
+        "mode": "bridge", "bridge": "br-test", "isDefaultGateway": true,
+        "ipam": ["ranges": [[["subnet": "10.77.0.0/24"]], [["subnet": "fd00:77::/64"]]]],
+      ]))
+    let counter = try FrameCounter(node, stage.device)
+    try expect(stage.who.honestPackets + stage.who.honestClaims, pass: true, stage, counter, "of its own")
+    try expect(stage.who.claims + stage.who.probes + stage.who.packets, pass: false, stage, counter, "forged")
+  }
+
+  @Test(
+    "DEL, GC and the next ADD take away the chain of a pod whose namespace is gone", arguments: ["DEL", "GC", "ADD"])
+  func vanished(command: String) throws {
+    let node = node
+    @Sendable func chains() throws -> Set<String> { try node.network.namespace.run { try SenderChains().devices() } }
+    var pod: Pod? = try Pod()
+    try node.add("c1", try #require(pod))
+    let chain = try #require(try chains().first)
+    pod = nil
+    // The pair goes with the namespace, a moment later.
+    for _ in 0..<200 where try RouteSocket(in: node.network.namespace).link(named: chain) != nil { usleep(10_000) }
+    if command == "ADD" {
+      try node.add("c1", Pod())
+      #expect(try chains() == [chain])
     }
+    let ended =
+      command == "GC"
+      ? try node.run("GC", "", node.config(["cni.dev/valid-attachments": []]), extra: ["CNI_IFNAME": ""])
+      : try node.run("DEL", "c1")
+    #expect(ended.exitCode == 0, "\(ended)")
+    #expect(try chains() == [])
+    #expect(try node.leftovers() == [])
   }
 }

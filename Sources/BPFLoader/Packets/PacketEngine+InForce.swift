@@ -57,6 +57,7 @@ extension PacketEngine {
 
   /// Nobody else knows our maps, and nobody tells who writes to one.
   public func wasChangedByOthers() throws(SystemError) -> Bool { false }
+  public mutating func noteOwnTransactions(_ count: Int) {}
   public func takeReport() -> ApplyReport { ApplyReport() }
 
   public func isAboutPolicy(_ drift: Drift) -> Bool {

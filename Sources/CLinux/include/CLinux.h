@@ -5,11 +5,11 @@
 #include <linux/fib_rules.h>
 #include <linux/genetlink.h>
 #include <linux/if_addr.h>
-#include <linux/filter.h>
 #include <linux/if_link.h>
 #include <linux/if_packet.h>
 #include <linux/netfilter/nfnetlink.h>
 #include <linux/netfilter/nfnetlink_conntrack.h>
+#include <linux/netfilter/nf_tables.h>
 #include <linux/neighbour.h>
 #include <linux/netlink.h>
 #include <linux/pkt_cls.h>

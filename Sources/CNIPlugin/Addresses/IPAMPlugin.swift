@@ -6,14 +6,6 @@ import NetworkTypes
 /// Another plugin that gives the addresses (`ipam.type`). It is run as a runtime would run it: out of CNI_PATH, with our
 /// environment and the complete configuration on its standard input.
 struct IPAMPlugin {
-  /// What it gave to one attachment.
-  struct Answer {
-    var addresses: [IPAddress] = []
-    /// But the default ones.
-    var routes: [CIDR] = []
-    var dns: JSONObject?
-  }
-
   let type: String
   private let input: [UInt8]
   private let version: SpecVersion
@@ -43,7 +35,7 @@ struct IPAMPlugin {
 
   // MARK: Commands
 
-  func add() throws(CNIError) -> Answer {
+  func add() throws(CNIError) -> PodNetwork {
     let output = try run(.add)
     let json: JSONValue
     do throws(JSONError) {
@@ -53,7 +45,7 @@ struct IPAMPlugin {
     }
     let answer = try read(json)
     guard !answer.addresses.isEmpty else { throw fault("its result has no address") }
-    for route in answer.routes where !answer.addresses.contains(where: { $0.family == route.family }) {
+    for route in answer.routes.map(\.destination) where !answer.families.contains(route.family) {
       throw fault("its result has the route \(route), but no address of that family")
     }
     return answer
@@ -155,29 +147,34 @@ struct IPAMPlugin {
 
   // MARK: Results
 
-  private func read(_ json: JSONValue) throws(CNIError) -> Answer {
-    var answer = Answer(dns: json["dns"]?.objectValue)
+  private func read(_ json: JSONValue) throws(CNIError) -> PodNetwork {
+    var answer = PodNetwork(dns: json["dns"]?.objectValue)
     var routes = json["routes"]?.arrayValue ?? []
-    var texts = (json["ips"]?.arrayValue ?? []).map { $0["address"] }
+    var addresses = (json["ips"]?.arrayValue ?? []).map { ($0["address"], $0["gateway"]) }
     if version < .v0_3_0 {
       let parts = ["ip4", "ip6"].compactMap { json[$0] }
-      texts = parts.map { $0["ip"] }
+      addresses = parts.map { ($0["ip"], $0["gateway"]) }
       routes = parts.flatMap { $0["routes"]?.arrayValue ?? [] }
     }
-    for text in texts {
-      // With the length of its subnet, of which a pod on a route of its own has no use.
-      let host = text?.stringValue?.split(separator: "/", maxSplits: 1).first
-      guard let address = host.flatMap({ IPAddress($0) }) else {
-        throw fault("its result has the address '\(text?.stringValue ?? "")'")
+    for (text, gateway) in addresses {
+      let parts = (text?.stringValue ?? "").split(separator: "/", maxSplits: 1, omittingEmptySubsequences: false)
+      guard let address = parts.first.flatMap({ IPAddress($0) }),
+        let length = parts.count == 1 ? address.family.addressBits : Int(parts[1]),
+        (0...address.family.addressBits).contains(length)
+      else { throw fault("its result has the address '\(text?.stringValue ?? "")'") }
+      guard !answer.addresses.contains(where: { $0.address == address }) else {
+        throw fault("its result has \(address) twice")
       }
-      guard !answer.addresses.contains(address) else { throw fault("its result has \(address) twice") }
-      answer.addresses.append(address)
+      let known = gateway?.stringValue.flatMap { IPAddress($0) }
+      answer.addresses.append(PodAddress(address, prefixLength: length, gateway: known))
     }
-    for route in routes {
-      guard let destination = route["dst"]?.stringValue.flatMap({ CIDR($0) }) else {
-        throw fault("its result has the route '\(route["dst"]?.stringValue ?? "")'")
-      }
-      if destination.prefixLength > 0 { answer.routes.append(destination) }
+    for json in routes {
+      answer.routes.append(
+        try translating { () throws(PodRouteFault) in
+          try PodRoute(json)
+        } _: {
+          fault("its result has a route whose \($0.field), '\($0.value)', is no \($0.expected)")
+        })
     }
     return answer
   }

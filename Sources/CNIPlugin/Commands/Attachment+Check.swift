@@ -1,6 +1,7 @@
 import LocalAPI
 import Netlink
 import NetworkTypes
+import PodFilters
 
 extension Attachment {
   static func check(_ invocation: Invocation, _ config: Config) throws(CNIError) {
@@ -9,34 +10,41 @@ extension Attachment {
     }
     guard let previous = config.previousResult else { throw .config("prevResult", "is missing: CHECK needs it") }
     let target = try Target(invocation)
-    let shape = RoutedShape(containerID: invocation.containerID, interfaceName: invocation.interfaceName)
+    let devices = PodDevices(containerID: invocation.containerID, interfaceName: invocation.interfaceName)
+    let shape = try AttachmentConfig.mode(ConfigFields(config.json)).shape(devices, network: config.name)
     let interfaces = previous["interfaces"]?.arrayValue ?? []
-    guard interfaces.contains(where: { $0["name"]?.stringValue == shape.podInterface }) else {
-      throw .config("prevResult.interfaces", "has no \(shape.podInterface)")
+    guard interfaces.contains(where: { $0["name"]?.stringValue == devices.podInterface }) else {
+      throw .config("prevResult.interfaces", "has no \(devices.podInterface)")
     }
-    let addresses = try requireReservation(invocation, config, previous, shape)
+    let addresses = try requireReservation(invocation, config, previous, devices)
     let routes = (previous["routes"]?.arrayValue ?? []).compactMap { $0["dst"]?.stringValue.flatMap { CIDR($0) } }
     let runtime = RuntimeConfig(try ConfigFields(config.json).object("runtimeConfig") ?? JSONObject())
     if let limit = try runtime.bandwidth() {
-      let fault = try kernel { try limit.fault(of: shape.name, RouteSocket()) }
+      let fault = try kernel { try limit.fault(of: devices.name, RouteSocket()) }
       if let fault { throw CNIError(.checkFailed, fault) }
     }
-    let fault = try kernel { try shape.fault(addresses, routes: routes, in: target.namespace, node: RouteSocket()) }
+    let isChecked = try kernel { try SenderChains().devices().contains(devices.hostInterface) }
+    guard isChecked || config.requiresAgent else {
+      throw CNIError(.checkFailed, "table \(SenderChains.table) has no chain \(devices.hostInterface)")
+    }
+    let fault = try kernel {
+      try shape.fault(addresses, routes: routes, pod: RouteSocket(in: target.namespace), node: RouteSocket())
+    }
     if let fault { throw CNIError(.checkFailed, fault) }
   }
 
   /// - Returns: the addresses that our interface has to have.
   private static func requireReservation(
-    _ invocation: Invocation, _ config: Config, _ previous: JSONObject, _ shape: RoutedShape
+    _ invocation: Invocation, _ config: Config, _ previous: JSONObject, _ devices: PodDevices
   ) throws(CNIError) -> [IPAddress] {
-    let announced = (previous["ips"]?.arrayValue ?? []).filter { isOurs($0, in: previous, shape) }
+    let announced = (previous["ips"]?.arrayValue ?? []).filter { isOurs($0, in: previous, devices) }
       .compactMap { $0["address"]?.stringValue }
     guard config.addresses.holds(containerID: invocation.containerID, interfaceName: invocation.interfaceName) else {
       throw CNIError(
         .unknownContainer, "container \(invocation.containerID) has no reservation in network \(config.name)")
     }
     guard !announced.isEmpty else {
-      throw CNIError(.checkFailed, "prevResult.ips has no address of \(shape.podInterface)")
+      throw CNIError(.checkFailed, "prevResult.ips has no address of \(devices.podInterface)")
     }
     if let type = config.ipamPlugin {
       try IPAMPlugin(type, config).check()
@@ -51,10 +59,11 @@ extension Attachment {
       throw CNIError(
         .unknownContainer, "container \(invocation.containerID) has no reservation in network \(config.name)")
     }
-    let reserved = Set(addresses.map(InterfaceText.host))
-    for text in reserved.sorted() where !announced.contains(text) {
-      throw CNIError(.checkFailed, "prevResult.ips has no \(text), which is reserved")
+    let told = Set(announced.compactMap { $0.split(separator: "/").first.flatMap { IPAddress($0) } })
+    for address in addresses where !told.contains(address) {
+      throw CNIError(.checkFailed, "prevResult.ips has no \(InterfaceText.host(address)), which is reserved")
     }
+    let reserved = Set(addresses.map(InterfaceText.host))
     for text in announced where !reserved.contains(text) && (text.hasSuffix("/32") || text.hasSuffix("/128")) {
       throw CNIError(.checkFailed, "address \(text) is not reserved for container \(invocation.containerID)")
     }
@@ -62,9 +71,9 @@ extension Attachment {
   }
 
   /// Whether an address of the chain's result is on our interface.
-  private static func isOurs(_ ip: JSONValue, in result: JSONObject, _ shape: RoutedShape) -> Bool {
+  private static func isOurs(_ ip: JSONValue, in result: JSONObject, _ devices: PodDevices) -> Bool {
     let interfaces = result["interfaces"]?.arrayValue ?? []
     guard let index = ip["interface"]?.intValue, interfaces.indices.contains(Int(index)) else { return false }
-    return interfaces[Int(index)]["name"]?.stringValue == shape.podInterface
+    return interfaces[Int(index)]["name"]?.stringValue == devices.podInterface
   }
 }

@@ -17,12 +17,13 @@ extension Attachment {
   static func remove(
     _ containerID: String, _ interfaceName: String, _ config: Config, _ node: RouteSocket
   ) throws(CNIError) {
-    let shape = RoutedShape(containerID: containerID, interfaceName: interfaceName)
+    let devices = PodDevices(containerID: containerID, interfaceName: interfaceName)
     try kernel {
-      try shape.detach(node: node)
-      try BandwidthLimit.remove(from: shape.name, node)
+      if config.requiresAgent { try devices.remove(node: node) } else { try devices.removeWithCheck(node: node) }
+      try BandwidthLimit.remove(from: devices.name, node)
     }
-    tellOfRemoval(containerID, interfaceName, config)
+    let isTold = tellOfRemoval(containerID, interfaceName, config)
+    if config.requiresAgent, !isTold { _ = try kernel { try devices.removeCheck() } }
     try releaseElsewhere(containerID, interfaceName, config)
     do throws(FileError) {
       // The record first: of two records the agent must never find one address in both.
@@ -33,12 +34,16 @@ extension Attachment {
     }
   }
 
-  static func tellOfRemoval(_ containerID: String, _ interfaceName: String, _ config: Config) {
+  /// - Returns: whether there is an agent that knows of it now.
+  @discardableResult
+  static func tellOfRemoval(_ containerID: String, _ interfaceName: String, _ config: Config) -> Bool {
     let path = AgentPath.endpoint(containerID: containerID, interfaceName: interfaceName)
     do throws(LocalAPIError) {
-      _ = try config.agent(timeoutMilliseconds: min(config.agentTimeout, farewellMilliseconds)).request("DELETE", path)
+      let agent = config.agent(timeoutMilliseconds: min(config.agentTimeout, farewellMilliseconds))
+      return try agent.request("DELETE", path).status == 200
     } catch {
       if config.requiresAgent { Command.note("the agent was not told of the removal: \(error)") }
+      return false
     }
   }
 

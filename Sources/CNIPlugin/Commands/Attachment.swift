@@ -2,6 +2,7 @@ import Glibc
 import LocalAPI
 import Netlink
 import NetworkTypes
+import PodFilters
 
 /// One attachment of a pod to a network: ADD; DEL and CHECK are extensions.
 ///
@@ -12,12 +13,14 @@ enum Attachment {
   static func add(_ invocation: Invocation, _ config: Config) throws(CNIError) -> JSONValue {
     let settings = try AttachmentConfig(config)
     let target = try Target(invocation)
-    let shape = RoutedShape(
+    let devices = PodDevices(
       containerID: invocation.containerID, interfaceName: invocation.interfaceName, mac: settings.mac)
+    let shape = settings.mode.shape(devices, network: config.name)
     let node: RouteSocket = try kernel { try RouteSocket() }
-    guard try kernel({ try target.namespace.run { try RouteSocket().link(named: shape.podInterface) } }) == nil else {
+    let pod: RouteSocket = try kernel { try RouteSocket(in: target.namespace) }
+    guard try kernel({ try pod.link(named: devices.podInterface) }) == nil else {
       throw CNIError(
-        .interfaceExists, "CNI_NETNS \(target.path) has an interface \(shape.podInterface) already")
+        .interfaceExists, "CNI_NETNS \(target.path) has an interface \(devices.podInterface) already")
     }
     let mtu = try mtu(settings, config, node)
     let bootID = try bootID()
@@ -26,40 +29,45 @@ enum Attachment {
       network: config.name, containerID: invocation.containerID, interfaceName: invocation.interfaceName,
       netnsPath: target.path, netnsInode: target.inode, bootID: bootID, ipamPlugin: config.ipamPlugin,
       createdAt: Int64(time(nil)))
-    let given = try reserve(owner, settings, config, shape, node)
-    let addresses = given.addresses
+    let network = try reserve(owner, settings, config, devices, node)
+    var others: [Link] = []
     do throws(CNIError) {
-      try settings.requireMTU(for: Set(addresses.map(\.family)))
-      try kernel {
-        try shape.attach(addresses, routes: given.routes, mtu: mtu, in: target.namespace, node: node)
-      }
+      try settings.requireMTU(for: network.families)
+      try kernel { try shape.attach(network, mtu: mtu, in: target.namespace, pod: pod, node: node) }
       // Before the agent hears of it, and long before the first packet.
-      try kernel { try settings.bandwidth?.apply(to: shape.name, mtu: mtu, node) }
-      // A kernel before 5.14 has no cookies: then the pod's connections are balanced by packets.
-      let cookie = try? target.namespace.cookie()
-      let record = EndpointRecord(
-        network: config.name, containerID: invocation.containerID, interfaceName: invocation.interfaceName,
-        hostInterface: shape.hostInterface, mac: shape.podMAC, addresses: addresses, netnsPath: target.path,
-        netnsInode: target.inode, netnsCookie: cookie, bootID: bootID,
-        podNamespace: invocation.podNamespace,
-        podName: invocation.podName, podUID: invocation.podUID, portMappings: settings.portMappings,
-        isShaped: settings.bandwidth != nil, createdAt: owner.createdAt)
-      try translating { () throws(FileError) in
-        try config.endpoints.write(record)
-      } _: {
-        CNIError(.io, "\($0)")
+      try kernel { try settings.bandwidth?.apply(to: devices.name, mtu: mtu, node) }
+      let addresses = network.addresses.map(\.address)
+      var isProgrammed = false
+      if case .routed = settings.mode {
+        let record = EndpointRecord(
+          network: config.name, containerID: invocation.containerID, interfaceName: invocation.interfaceName,
+          hostInterface: devices.hostInterface, mac: devices.podMAC, addresses: addresses, netnsPath: target.path,
+          // A kernel before 5.14 has no cookies: then the pod's connections are balanced by packets.
+          netnsInode: target.inode, netnsCookie: try? pod.namespaceCookie(), bootID: bootID,
+          podNamespace: invocation.podNamespace,
+          podName: invocation.podName, podUID: invocation.podUID, portMappings: settings.portMappings,
+          isShaped: settings.bandwidth != nil, createdAt: owner.createdAt)
+        try translating { () throws(FileError) in
+          try config.endpoints.write(record)
+        } _: {
+          CNIError(.io, "\($0)")
+        }
+        isProgrammed = try publish(record, config)
       }
-      let isProgrammed = try publish(record, config)
-      let senders = SenderCheck(mac: shape.podMAC, addresses: addresses, leavesPacketsToAgent: isProgrammed)
-      try kernel { try shape.open(addresses, senders, in: target.namespace, node: node) }
+      if !isProgrammed {
+        let check = SenderCheck(
+          device: devices.hostInterface, mac: devices.podMAC, addresses: addresses, leavesPacketsToEngine: false)
+        _ = try kernel { try SenderChains().install(check) }
+      }
+      try kernel { try shape.open(network, in: target.namespace, pod: pod, node: node) }
+      others = try kernel { try shape.otherDevices(node: node) }
     } catch {
       undo(owner, config, node)
       throw error
     }
     return AttachmentResult(
-      hostInterface: shape.hostInterface, hostMAC: shape.hostMAC, podInterface: shape.podInterface,
-      podMAC: shape.podMAC, sandbox: target.path, mtu: mtu, addresses: addresses, routes: given.routes,
-      dns: settings.dns ?? given.dns
+      shape: shape, otherDevices: others, sandbox: target.path, mtu: mtu, network: network,
+      dns: settings.dns ?? network.dns
     ).json(version: config.version, previous: config.previousResult)
   }
 
@@ -86,16 +94,16 @@ enum Attachment {
   }
 
   private static func reserve(
-    _ owner: AddressReservation, _ settings: AttachmentConfig, _ config: Config, _ shape: RoutedShape,
+    _ owner: AddressReservation, _ settings: AttachmentConfig, _ config: Config, _ devices: PodDevices,
     _ node: RouteSocket
-  ) throws(CNIError) -> IPAMPlugin.Answer {
+  ) throws(CNIError) -> PodNetwork {
     let store = config.addresses
     if store.holds(containerID: owner.containerID, interfaceName: owner.interfaceName) {
       // The pod does not have the interface, so this is what a killed ADD or DEL, an earlier boot or a namespace that
       // is gone has left. But another living namespace's attachment is not ours to tear down.
       if let held = store.reservation(containerID: owner.containerID, interfaceName: owner.interfaceName),
         held.netnsInode != owner.netnsInode, isAlive(held, bootID: owner.bootID),
-        try kernel({ try node.link(named: shape.hostInterface) }) != nil
+        try kernel({ try node.link(named: devices.hostInterface) }) != nil
       {
         throw CNIError(
           .alreadyAttached, "container \(owner.containerID) has \(owner.interfaceName) in \(held.netnsPath) already")
@@ -103,13 +111,13 @@ enum Attachment {
       try remove(owner.containerID, owner.interfaceName, config, node)
     }
     switch settings.addresses {
-    case .own(let pools, let requested, let routes):
+    case .own(let pools, let requested, let subnets, let routes):
       let addresses = try translated(owner, config) { () throws(AddressStoreError) in
         try store.reserve(owner, from: pools, requested: requested) {
           reclaim($0, $1, bootID: owner.bootID, config, node)
         }
       }
-      return IPAMPlugin.Answer(addresses: addresses, routes: routes)
+      return AddressPlan.network(addresses, subnets, routes)
     case .plugin(let ipam):
       // Before anything says that it has given us something.
       try ipam.requirePath()
@@ -169,10 +177,10 @@ enum Attachment {
       return !routes.contains { $0.destination == CIDR(host: address) }
     }
     guard !isAlive(owner, bootID: bootID) else { return false }
-    let shape = RoutedShape(containerID: owner.containerID, interfaceName: owner.interfaceName)
+    let devices = PodDevices(containerID: owner.containerID, interfaceName: owner.interfaceName)
     do {
-      try shape.detach(node: node)
-      try BandwidthLimit.remove(from: shape.name, node)
+      try devices.removeWithCheck(node: node)
+      try BandwidthLimit.remove(from: devices.name, node)
       try config.endpoints.remove(
         network: owner.network, containerID: owner.containerID, interfaceName: owner.interfaceName)
       // Or it would judge whoever gets the address as the pod that had it.

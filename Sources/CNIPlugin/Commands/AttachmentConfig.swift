@@ -3,6 +3,12 @@ import NetworkTypes
 
 /// What the configuration says about a new attachment, checked whole before anything is touched.
 struct AttachmentConfig {
+  enum Mode {
+    case routed
+    case bridge(BridgeSettings)
+  }
+
+  let mode: Mode
   /// Bytes; nil: derive.
   let mtu: Int?
   let mac: MACAddress?
@@ -17,8 +23,11 @@ struct AttachmentConfig {
 
   init(_ config: Config) throws(CNIError) {
     let fields = ConfigFields(config.json)
-    let mode = try fields.string("mode") ?? "routed"
-    guard mode == "routed" else { throw .unsupported("mode", "'\(mode)'", "use 'routed'") }
+    mode = try Self.mode(fields)
+    if case .bridge = mode, config.requiresAgent {
+      throw .config(
+        "requireAgent", "has to be false with mode 'bridge': between pods of a bridge no policy is asked for")
+    }
     let mtu = try fields.integer("mtu", in: 0...65_535) ?? 0
     guard mtu == 0 || mtu >= 576 else { throw .config("mtu", "\(mtu) is below 576") }
     self.mtu = mtu == 0 ? nil : mtu
@@ -29,8 +38,19 @@ struct AttachmentConfig {
     bandwidth = try runtime.bandwidth()
     let ownDNS = try fields.object("dns")
     dns = try runtime.object("dns") ?? ownDNS
-    addresses = try AddressPlan(config, runtime)
-    if case .own(let pools, _, _) = addresses { try requireMTU(for: Set(pools.map(\.family))) }
+    var isBridge = false
+    if case .bridge = mode { isBridge = true }
+    addresses = try AddressPlan(config, runtime, reservesGateways: isBridge)
+    if case .own(let pools, _, _, _) = addresses { try requireMTU(for: Set(pools.map(\.family))) }
+  }
+
+  /// CHECK asks for it alone.
+  static func mode(_ fields: ConfigFields) throws(CNIError) -> Mode {
+    switch try fields.string("mode") ?? "routed" {
+    case "routed": return .routed
+    case "bridge": return .bridge(try BridgeSettings(fields))
+    case let other: throw .unsupported("mode", "'\(other)'", "use 'routed' or 'bridge'")
+    }
   }
 
   func requireMTU(for families: Set<IPFamily>) throws(CNIError) {

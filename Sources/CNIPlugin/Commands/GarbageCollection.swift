@@ -1,6 +1,7 @@
 import LocalAPI
 import Netlink
 import NetworkTypes
+import PodFilters
 
 /// GC: removes everything of this network that the runtime does not name: what killed runtimes and lost DELs left.
 enum GarbageCollection {
@@ -30,12 +31,32 @@ enum GarbageCollection {
       }
     }
     attempt("unreadable reservations") { () throws(CNIError) in try removeUnreadable(except: valid, config, node) }
+    attempt("table \(SenderChains.table)") { () throws(CNIError) in
+      try Attachment.kernel { try removeOrphans(node) }
+    }
+    attempt("ipMasq") { () throws(CNIError) in try removeMasquerade(config) }
     if let type = config.ipamPlugin {
       attempt("ipam.type") { () throws(CNIError) in try IPAMPlugin(type, config).collectGarbage() }
     }
     guard failures.isEmpty else {
       throw CNIError(.leftBehind, "network \(config.name): \(failures.joined(separator: "; "))")
     }
+  }
+
+  /// Since Linux 6.16 a chain outlives its device.
+  private static func removeOrphans(_ node: RouteSocket) throws {
+    do {
+      let chains = try SenderChains()
+      for device in try chains.devices() where try node.link(named: device) == nil { try chains.remove(device: device) }
+    } catch {
+      guard SenderChains.meansMissing(error) else { throw error }
+    }
+  }
+
+  /// What the network's pods share goes with the last of them; but the bridge, which others may use as well.
+  private static func removeMasquerade(_ config: Config) throws(CNIError) {
+    guard try known(config).isEmpty else { return }
+    try Attachment.kernel { try Masquerade(network: config.name).remove() }
   }
 
   /// nil where the runtime says nothing about them; none where it says that there are none.

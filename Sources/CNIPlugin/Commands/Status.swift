@@ -17,7 +17,7 @@ enum Status {
     }
     if config.requiresAgent { try askAgent(config) }
     switch settings.addresses {
-    case .own(let pools, _, _): for pool in pools { try requireFreeAddress(pool, config) }
+    case .own(let pools, _, _, _): for pool in pools { try requireFreeAddress(pool, config) }
     case .plugin(let ipam): try ipam.status()
     }
   }

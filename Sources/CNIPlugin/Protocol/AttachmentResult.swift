@@ -1,19 +1,17 @@
 import LocalAPI
+import Netlink
 import NetworkTypes
 
 /// What an ADD made, to be told in any version of the specification.
 struct AttachmentResult {
-  let hostInterface: String
-  let hostMAC: MACAddress
-  let podInterface: String
-  let podMAC: MACAddress
+  let shape: any Shape
+  /// Of the node, besides the pod's pair.
+  let otherDevices: [Link]
   /// CNI_NETNS, verbatim.
   let sandbox: String
   /// Bytes.
   let mtu: Int
-  let addresses: [IPAddress]
-  /// Besides the default ones.
-  let routes: [CIDR]
+  let network: PodNetwork
   let dns: JSONObject?
 
   /// The result in the form of `version`; what earlier plugins of the chain made stays as it is, ours is added.
@@ -33,50 +31,45 @@ struct AttachmentResult {
   /// 0.1 and 0.2 know one address of each family and no interfaces.
   private func addOldAddresses(to result: inout JSONObject) {
     for (key, family) in [("ip4", IPFamily.v4), ("ip6", .v6)] {
-      guard let address = addresses.first(where: { $0.family == family }) else { continue }
-      result[key] = [
-        "ip": .string("\(InterfaceText.host(address))"), "gateway": .string("\(RoutedShape.gateway(family))"),
-        "routes": .array(routes(family)),
-      ]
+      guard let address = network.addresses.first(where: { $0.family == family }) else { continue }
+      var ip: JSONObject = ["ip": .string(text(of: address))]
+      ip["gateway"] = shape.gateway(of: address).map { .string($0.description) }
+      ip["routes"] = .array(routes(version: .v0_2_0, family))
+      result[key] = .object(ip)
     }
   }
 
   private func addInterfaces(to result: inout JSONObject, version: SpecVersion) {
     var interfaces = result["interfaces"]?.arrayValue ?? []
     var ips = result["ips"]?.arrayValue ?? []
-    var routes = result["routes"]?.arrayValue ?? []
-
-    var host: JSONObject = ["name": .string(hostInterface), "mac": .string("\(hostMAC)")]
-    var pod: JSONObject = [
-      "name": .string(podInterface), "mac": .string("\(podMAC)"), "sandbox": .string(sandbox),
-    ]
-    if version >= .v1_1_0 {
-      host["mtu"] = .int(Int64(mtu))
-      pod["mtu"] = .int(Int64(mtu))
+    func device(_ name: String, _ mac: MACAddress?, _ mtu: Int, sandbox: String? = nil) -> JSONValue {
+      var object: JSONObject = ["name": .string(name)]
+      object["mac"] = mac.map { .string($0.description) }
+      object["sandbox"] = sandbox.map(JSONValue.string)
+      if version >= .v1_1_0 { object["mtu"] = .int(Int64(mtu)) }
+      return .object(object)
     }
-    interfaces += [.object(host), .object(pod)]
+    let pair = shape.devices
+    interfaces += otherDevices.map { device($0.name, $0.mac, $0.mtu) }
+    interfaces.append(device(pair.hostInterface, pair.hostMAC, mtu))
+    interfaces.append(device(pair.podInterface, pair.podMAC, mtu, sandbox: sandbox))
     let podIndex = Int64(interfaces.count - 1)
-    for address in addresses {
-      var ip: JSONObject = [
-        "address": .string(InterfaceText.host(address)), "gateway": .string("\(RoutedShape.gateway(address.family))"),
-        "interface": .int(podIndex),
-      ]
+    for address in network.addresses {
+      var ip: JSONObject = ["address": .string(text(of: address)), "interface": .int(podIndex)]
+      ip["gateway"] = shape.gateway(of: address).map { .string($0.description) }
       if version < .v1_0_0 { ip["version"] = address.family == .v4 ? "4" : "6" }
       ips.append(.object(ip))
     }
-    for family in IPFamily.allCases where addresses.contains(where: { $0.family == family }) {
-      routes += self.routes(family)
-    }
     result["interfaces"] = .array(interfaces)
     result["ips"] = .array(ips)
-    result["routes"] = .array(routes)
+    result["routes"] = .array((result["routes"]?.arrayValue ?? []) + routes(version: version))
   }
 
-  private func routes(_ family: IPFamily) -> [JSONValue] {
-    let others = routes.filter { $0.family == family }.map(\.description)
-    return ([family == .v4 ? "0.0.0.0/0" : "::/0"] + others).map { destination in
-      ["dst": .string(destination), "gw": .string("\(RoutedShape.gateway(family))")]
-    }
+  private func text(of address: PodAddress) -> String { "\(address.address)/\(shape.prefixLength(of: address))" }
+
+  private func routes(version: SpecVersion, _ family: IPFamily? = nil) -> [JSONValue] {
+    shape.routes(network).filter { family == nil || $0.route.destination.family == family }
+      .map { $0.route.json(via: $0.gateway, version: version) }
   }
 }
 

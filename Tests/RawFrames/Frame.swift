@@ -3,21 +3,21 @@ import Glibc
 import NetworkTypes
 
 /// An Ethernet frame as a pod with CAP_NET_RAW can send it, byte by byte.
-struct Frame: Sendable, CustomStringConvertible {
-  let description: String
-  let bytes: [UInt8]
+public struct Frame: Sendable, CustomStringConvertible {
+  public let description: String
+  public let bytes: [UInt8]
 
   /// By which a counter tells them from what the pod's kernel sends: whom a frame is for changes nothing here.
-  static let destination = "0a:74:65:73:74:00"
+  public static let destination = "0a:74:65:73:74:00"
 
-  init(_ description: String, from mac: MACAddress, type: UInt16, _ payload: [UInt8]) {
+  public init(_ description: String, from mac: MACAddress, type: UInt16, _ payload: [UInt8]) {
     self.description = description
     let destination = MACAddress(Self.destination)?.bytes ?? []
     bytes = destination + mac.bytes + Self.bytes(type) + payload
   }
 
   /// Sends it out of `interface` of the calling thread's namespace.
-  func send(by interface: String) -> Bool {
+  public func send(by interface: String) -> Bool {
     let descriptor = socket(AF_PACKET, CInt(SOCK_RAW.rawValue) | CInt(SOCK_CLOEXEC.rawValue), 0)
     guard descriptor >= 0 else { return false }
     defer { close(descriptor) }
@@ -38,7 +38,7 @@ struct Frame: Sendable, CustomStringConvertible {
   static func bytes(_ number: UInt16) -> [UInt8] { [UInt8(number >> 8), UInt8(truncatingIfNeeded: number)] }
 
   /// UDP, to a port where nobody listens.
-  static func datagram(from source: IPAddress, to destination: IPAddress) -> [UInt8] {
+  public static func datagram(from source: IPAddress, to destination: IPAddress) -> [UInt8] {
     packet(17, from: source, to: destination, bytes(40_000) + bytes(9) + bytes(12) + [0, 0] + Array("away".utf8))
   }
 
@@ -56,16 +56,16 @@ struct Frame: Sendable, CustomStringConvertible {
     return header + source.bytes + destination.bytes + payload
   }
 
-  enum ARP: UInt8, Sendable {
+  public enum ARP: UInt8, Sendable {
     case request = 1, reply
   }
 
-  static func arp(_ operation: ARP, _ mac: MACAddress, _ address: IPAddress, for target: IPAddress) -> [UInt8] {
+  public static func arp(_ operation: ARP, _ mac: MACAddress, _ address: IPAddress, for target: IPAddress) -> [UInt8] {
     [0, 1, 8, 0, 6, 4, 0, operation.rawValue] + mac.bytes + address.bytes + [0, 0, 0, 0, 0, 0] + target.bytes
   }
 
   /// Router (133, 134) and neighbour (135, 136) messages, with an option of eight bytes where `option` has its type.
-  static func discovery(
+  public static func discovery(
     _ type: UInt8, from source: IPAddress, to destination: IPAddress, target: IPAddress?, option: UInt8? = nil,
     _ mac: MACAddress? = nil, before headers: [UInt8] = []
   ) -> [UInt8] {
@@ -86,50 +86,4 @@ struct Frame: Sendable, CustomStringConvertible {
     while sum > 0xffff { sum = sum & 0xffff + sum >> 16 }
     return ~UInt16(truncatingIfNeeded: sum)
   }
-}
-
-/// Counts our frames of a node's device that are still there behind the plugin's program, with the kernel's own counter.
-struct FrameCounter {
-  let node: Node
-  let device: String
-
-  init(_ node: Node, _ device: String) throws {
-    (self.node, self.device) = (node, device)
-    try nft(
-      "add table netdev test; add chain netdev test \(device)"
-        + " { type filter hook ingress device \(device) priority 10; }; "
-        + "add rule netdev test \(device) ether daddr \(Frame.destination) counter")
-  }
-
-  var count: Int {
-    get throws {
-      let words = try nft("list chain netdev test \(device)").split(separator: " ")
-      guard let index = words.firstIndex(of: "packets"), let count = Int(words[index + 1]) else { return -1 }
-      return count
-    }
-  }
-
-  @discardableResult
-  private func nft(_ command: String) throws -> String {
-    let outcome = try RunningPlugin.start(
-      "/usr/sbin/nft", arguments: [command], environment: [:], input: "", in: node.network.namespace
-    ).finish()
-    guard outcome.exitCode == 0 else { throw ToolFailed(words: outcome.notes) }
-    return outcome.output
-  }
-}
-
-extension Node {
-  func removeIngressFilters(of device: String) throws {
-    let outcome = try RunningPlugin.start(
-      "/usr/sbin/tc", arguments: ["qdisc", "del", "dev", device, "clsact"], environment: [:], input: "",
-      in: network.namespace
-    ).finish()
-    guard outcome.exitCode == 0 else { throw ToolFailed(words: outcome.notes) }
-  }
-}
-
-/// What nft or tc said.
-struct ToolFailed: Error {
-  let words: String
 }

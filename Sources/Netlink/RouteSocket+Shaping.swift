@@ -30,9 +30,7 @@ extension RouteSocket {
   /// TC_H_MIN_INGRESS of it.
   private static let ingressParent: UInt32 = 0xffff_fff2
   /// Behind whatever judges packets there.
-  private static let checkPriority: UInt32 = 0xbfff
   private static let lastPriority: UInt32 = 0xc000
-  private static let everything: UInt16 = 3  // ETH_P_ALL
 
   /// Holds what leaves a link to a rate.
   public func setTokenBucket(_ bucket: TokenBucket, interfaceIndex: Int) throws(NetlinkError) {
@@ -55,10 +53,15 @@ extension RouteSocket {
   /// have no other `clsact` but one that holds BPF programs: before Linux 6.6 the eBPF engine's share the discipline.
   public func redirectIngress(of interfaceIndex: Int, to other: Int) throws(NetlinkError) {
     let object = "#\(interfaceIndex) -> #\(other)"
-    try addClassifier(interfaceIndex)
+    var queue = Self.trafficControl(
+      RTM_NEWQDISC, interfaceIndex, parent: TC_H_INGRESS, NLM_F_CREATE | NLM_F_EXCL, handle: Self.classifierHandle)
+    queue.attribute(TCA_KIND, string: "clsact")
+    try tolerating(EEXIST) { () throws(NetlinkError) in try change(queue, "add clsact", object) }
+
+    let everything: UInt16 = 3  // ETH_P_ALL
     var filter = Self.trafficControl(
       RTM_NEWTFILTER, interfaceIndex, parent: Self.ingressParent, NLM_F_CREATE | NLM_F_EXCL,
-      info: Self.lastPriority << 16 | UInt32(Self.everything.bigEndian))
+      info: Self.lastPriority << 16 | UInt32(everything.bigEndian))
     filter.attribute(TCA_KIND, string: "u32")
     filter.nest(TCA_OPTIONS) { message in
       var selector = tc_u32_sel()
@@ -83,39 +86,6 @@ extension RouteSocket {
       }
     }
     try change(filter, "redirect", object)
-  }
-
-  /// Asks a program about everything that comes in by a link, before `redirectIngress` and after BPF programs of others. It ends
-  /// with the link. What it drops is counted as the link's `clsact`'s.
-  public func checkIngress(of interfaceIndex: Int, by program: ClassicProgram) throws(NetlinkError) {
-    try addClassifier(interfaceIndex)
-    var filter = Self.trafficControl(
-      RTM_NEWTFILTER, interfaceIndex, parent: Self.ingressParent, NLM_F_CREATE | NLM_F_EXCL,
-      info: Self.checkPriority << 16 | UInt32(Self.everything.bigEndian))
-    filter.attribute(TCA_KIND, string: "bpf")
-    filter.nest(TCA_OPTIONS) { message in
-      message.attribute(TCA_BPF_OPS_LEN, number: UInt16(clamping: program.count))
-      message.attribute(TCA_BPF_OPS, program.bytes)
-      // Its result is the verdict, not a class.
-      message.attribute(TCA_BPF_FLAGS, number: UInt32(TCA_BPF_FLAG_ACT_DIRECT))
-    }
-    try change(filter, "add filter", "#\(interfaceIndex)")
-  }
-
-  /// Whether `checkIngress` has been done.
-  public func checksIngress(of interfaceIndex: Int) throws(NetlinkError) -> Bool {
-    let dump = Self.trafficControl(RTM_GETTFILTER, interfaceIndex, parent: Self.ingressParent, 0)
-    return try socket.dump(dump, operation: "list filters", object: "#\(interfaceIndex)").contains { message in
-      guard let header = try? message.fixed(tcmsg.self) else { return false }
-      return header.tcm_info >> 16 == Self.checkPriority
-    }
-  }
-
-  private func addClassifier(_ interfaceIndex: Int) throws(NetlinkError) {
-    var queue = Self.trafficControl(
-      RTM_NEWQDISC, interfaceIndex, parent: TC_H_INGRESS, NLM_F_CREATE | NLM_F_EXCL, handle: Self.classifierHandle)
-    queue.attribute(TCA_KIND, string: "clsact")
-    try tolerating(EEXIST) { () throws(NetlinkError) in try change(queue, "add clsact", "#\(interfaceIndex)") }
   }
 
   private static func trafficControl(

@@ -1,0 +1,90 @@
+import Glibc
+import LocalAPI
+import Netlink
+import NetworkTypes
+
+/// The node's end of each pair is a port of a Linux bridge, which all pods of the network share with the node. What it has of
+/// its own (the bridge, its addresses, what masquerades) is the network's and stays when a pod goes.
+struct BridgeShape: Shape {
+  let devices: PodDevices
+  let settings: BridgeSettings
+  /// Of the network, from which the bridge's own things have their names.
+  let network: String
+
+  func gateway(of address: PodAddress) -> IPAddress? { address.gateway }
+  func prefixLength(of address: PodAddress) -> Int { address.prefixLength }
+
+  /// Those of the addresses' plugin or ours, and the default ones where the bridge is the way to everywhere.
+  func routes(_ network: PodNetwork) -> [(route: PodRoute, gateway: IPAddress?)] {
+    IPFamily.allCases.flatMap { family -> [(route: PodRoute, gateway: IPAddress?)] in
+      guard let first = network.addresses.first(where: { $0.family == family }) else { return [] }
+      var routes = network.routes.filter { $0.destination.family == family }
+      let isDefaultGiven = routes.contains { $0.destination.prefixLength == 0 && $0.table == nil }
+      if settings.isDefaultGateway, !isDefaultGiven { routes.insert(PodRoute(Route.defaultDestination(family)), at: 0) }
+      return routes.map { ($0, $0.gateway ?? first.gateway) }
+    }
+  }
+
+  func otherDevices(node: RouteSocket) throws -> [Link] { try node.link(named: settings.name).map { [$0] } ?? [] }
+
+  // MARK: Attach
+
+  func attach(
+    _ network: PodNetwork, mtu: Int, in namespace: NetworkNamespace, pod: RouteSocket, node: RouteSocket
+  ) throws {
+    let bridge = try Bridge(settings, mtu: mtu, families: network.families, node)
+    if settings.isGateway { try bridge.serve(network.addresses, node) }
+    if settings.masquerades { try Masquerade(network: self.network).add(Set(network.addresses.map(\.subnet))) }
+    try devices.create(mtu: mtu, in: namespace, node: node)
+    guard let host = try node.link(named: devices.hostInterface) else {
+      throw SystemError(operation: "find the pod's host end", object: devices.hostInterface, errno: ENODEV)
+    }
+    try PodDevices.writeSettings(
+      // The bridge is whom the node talks by.
+      [(.v6, "disable_ipv6", "1", [host.name])], families: [])
+    try node.setLink(index: host.index, LinkChanges(masterIndex: bridge.index))
+    try node.setBridgePort(
+      index: host.index, BridgePort(isHairpin: settings.isHairpin, isIsolated: settings.isIsolated))
+
+    let link = try devices.openPodEnd(families: network.families, in: namespace, pod: pod)
+    for address in network.addresses {
+      guard let assigned = InterfaceAddress(address.address, prefixLength: address.prefixLength) else { continue }
+      try pod.addAddress(assigned, interfaceIndex: link.index, withoutDAD: true)
+    }
+    for (route, gateway) in routes(network) {
+      try pod.addRoute(route.route(via: gateway, interfaceIndex: link.index))
+    }
+  }
+
+  func open(
+    _ network: PodNetwork, in namespace: NetworkNamespace, pod: RouteSocket, node: RouteSocket
+  ) throws {
+    try devices.openHostEnd(node: node)
+    try devices.waitForCarrier(pod: pod)
+    // Whoever had one of these addresses before may still be known by it.
+    let (name, mac, addresses) = (devices.podInterface, devices.podMAC, network.addresses.map(\.address))
+    try namespace.run { for address in addresses { Announcement(address, of: mac).send(by: name) } }
+  }
+
+  // MARK: Check
+
+  func fault(_ addresses: [IPAddress], routes: [CIDR], pod: RouteSocket, node: RouteSocket) throws -> String? {
+    let (fault, host) = try devices.hostFault(node: node)
+    guard fault == nil, let host else { return fault }
+    guard let bridge = try node.link(named: settings.name), bridge.isUp else {
+      return "the node has no bridge \(settings.name) that is up"
+    }
+    guard host.masterIndex == bridge.index else { return "\(host.name) is no port of \(settings.name)" }
+    let ports = try node.bridgePort(index: host.index)
+    guard ports == BridgePort(isHairpin: settings.isHairpin, isIsolated: settings.isIsolated) else {
+      return "\(host.name) is a port with other settings: \(ports.map { "\($0)" } ?? "none")"
+    }
+    if settings.isGateway, try node.addresses(interfaceIndex: bridge.index).allSatisfy({ $0.scope != 0 }) {
+      return "\(settings.name) has no gateway address"
+    }
+    if settings.masquerades, try !Masquerade(network: network).isThere() {
+      return "nothing masquerades network \(network)"
+    }
+    return try devices.podFault(addresses, routes: routes, pod: pod)
+  }
+}

@@ -1,0 +1,174 @@
+import Glibc
+import LocalAPI
+import Netlink
+import NetworkTypes
+import PodFilters
+
+/// The pair of devices by which a pod is joined to its node, whatever the node's end is joined to.
+struct PodDevices {
+  let name: AttachmentName
+  var podInterface: String { name.interfaceName }
+  let hostInterface: String
+  let hostMAC: MACAddress
+  let podMAC: MACAddress
+
+  /// Names and MACs are derived, so that a repeated or killed ADD, and every DEL, mean the same devices.
+  init(containerID: String, interfaceName: String, mac: MACAddress? = nil) {
+    name = AttachmentName(containerID, interfaceName)
+    let digits = name.hash
+    hostInterface = name.hostInterface
+    hostMAC = Self.mac(digits.dropFirst(12))
+    podMAC = mac ?? Self.mac(digits.dropFirst(22))
+  }
+
+  /// A MAC from ten hex digits, in the range for local use. One that was set, not drawn by the kernel, is left alone by
+  /// udev's MACAddressPolicy.
+  static func mac(_ digits: Substring) -> MACAddress {
+    let number = UInt64(digits.prefix(10), radix: 16) ?? 0
+    let bytes = [0x0a] + (0..<5).map { UInt8(truncatingIfNeeded: number >> UInt64((4 - $0) * 8)) }
+    return MACAddress(bytes: bytes) ?? hostFallback
+  }
+
+  private static var hostFallback: MACAddress { MACAddress("0a:00:00:00:00:01") ?? mac("0") }
+
+  // MARK: Making
+
+  /// Makes both ends, down.
+  func create(mtu: Int, in namespace: NetworkNamespace, node: RouteSocket) throws {
+    let descriptor = try namespace.open()
+    try createPair(mtu: mtu, peerNamespace: descriptor.number, node: node)
+  }
+
+  private func createPair(mtu: Int, peerNamespace: CInt, node: RouteSocket) throws {
+    func create() throws(NetlinkError) {
+      try node.createVethPair(
+        name: hostInterface, mac: hostMAC, mtu: mtu,
+        peer: VethPeer(name: podInterface, mac: podMAC, mtu: mtu, namespaceDescriptor: peerNamespace))
+    }
+    do {
+      try create()
+    } catch let error where error.errno == EEXIST {
+      // The pod was found without the interface, so the host end of this name is from an attempt in a namespace that
+      // is on its way out.
+      try node.deleteLink(named: hostInterface)
+      try create()
+    }
+  }
+
+  /// Brings the pod's end and its loopback up.
+  ///
+  /// - Returns: the pod's end.
+  func openPodEnd(families: Set<IPFamily>, in namespace: NetworkNamespace, pod: RouteSocket) throws -> Link {
+    let name = podInterface
+    try namespace.run {
+      try Self.writeSettings(
+        [
+          (.v4, "accept_redirects", "0", ["all", name]),
+          // Runtimes create sandboxes with IPv6 off.
+          (.v6, "disable_ipv6", "0", families.contains(.v6) ? [name] : []),
+          // Before the link comes up: its own link-local address is then usable at once.
+          (.v6, "accept_dad", "0", [name]), (.v6, "accept_ra", "0", [name]),
+          (.v6, "accept_redirects", "0", ["all", name]),
+        ], families: families)
+    }
+    if let loopback = try pod.link(named: "lo"), !loopback.isUp {
+      try pod.setLink(index: loopback.index, LinkChanges(isUp: true))
+    }
+    guard let link = try pod.link(named: name) else {
+      throw SystemError(operation: "find the pod's interface", object: name, errno: ENODEV)
+    }
+    try pod.setLink(index: link.index, LinkChanges(isUp: true))
+    return link
+  }
+
+  /// Lets packets through, once somebody judges them.
+  ///
+  /// - Returns: the node's end.
+  @discardableResult
+  func openHostEnd(node: RouteSocket) throws -> Link {
+    guard let link = try node.link(named: hostInterface) else {
+      throw SystemError(operation: "find the pod's host end", object: hostInterface, errno: ENODEV)
+    }
+    try node.setLink(index: link.index, LinkChanges(isUp: true, alias: "sluice \(name)"))
+    return link
+  }
+
+  /// Returns when the pod can send. The kernel looks at carriers in a work queue: mostly it has by now. A pod's first packet is
+  /// not worth a failure.
+  func waitForCarrier(pod: RouteSocket) throws {
+    for _ in 0..<Self.carrierPolls {
+      if try pod.link(named: podInterface)?.isRunning == true { return }
+      usleep(Self.carrierPollMicroseconds)
+    }
+  }
+
+  private static let carrierPolls = 100
+  private static let carrierPollMicroseconds: UInt32 = 200
+
+  /// Writes interface settings of the calling thread's namespace. A kernel without a family has none of its settings,
+  /// which matters only where an address of the family is wanted.
+  static func writeSettings(
+    _ settings: [(family: IPFamily, key: String, value: String, interfaces: [String])], families: Set<IPFamily>
+  ) throws(SystemError) {
+    for (family, key, value, interfaces) in settings {
+      for interface in interfaces {
+        do throws(SystemError) {
+          try Sysctl.write(["net", family == .v4 ? "ipv4" : "ipv6", "conf", interface, key], value: value)
+        } catch  where error.errno == ENOENT && !families.contains(family) {
+        }
+      }
+    }
+  }
+
+  // MARK: Removing, looking
+
+  /// Removes the pair with all that hangs on it; succeeds also when there is none.
+  func remove(node: RouteSocket) throws(NetlinkError) { try node.deleteLink(named: hostInterface) }
+
+  /// The same where no agent looks after the chain that asks who sends by it.
+  func removeWithCheck(node: RouteSocket) throws {
+    // Down first: then nothing comes in that nobody looks at. The kernel waits in the background until it can forget a chain, as
+    // long as for a device, and lets nobody close the socket before. So that goes on while we wait for the device.
+    if let link = try node.link(named: hostInterface), link.isUp {
+      try node.setLink(index: link.index, LinkChanges(isUp: false))
+    }
+    let chains = try removeCheck()
+    try remove(node: node)
+    withExtendedLifetime(chains) {}
+  }
+
+  /// - Returns: the socket it was done by; nil where the kernel has none.
+  @discardableResult
+  func removeCheck() throws -> SenderChains? {
+    do {
+      let chains = try SenderChains()
+      try chains.remove(device: hostInterface)
+      return chains
+    } catch {
+      guard SenderChains.meansMissing(error) else { throw error }
+      return nil
+    }
+  }
+
+  /// What is missing of the node's end, nil when all is there.
+  func hostFault(node: RouteSocket) throws -> (fault: String?, link: Link?) {
+    guard let host = try node.link(named: hostInterface) else {
+      return ("the node has no interface \(hostInterface)", nil)
+    }
+    guard host.isUp else { return ("the node's interface \(hostInterface) is down", host) }
+    return (nil, host)
+  }
+
+  /// What is missing in the pod. What later plugins of a chain may have changed (MACs, more addresses, other routes) is
+  /// not looked at.
+  func podFault(_ addresses: [IPAddress], routes: [CIDR], pod: RouteSocket) throws -> String? {
+    guard let link = try pod.link(named: podInterface) else { return "the pod has no interface \(podInterface)" }
+    guard link.isUp else { return "the pod's interface \(podInterface) is down" }
+    let assigned = Set(try pod.addresses(interfaceIndex: link.index).map(\.address.address))
+    if let missing = addresses.first(where: { !assigned.contains($0) }) {
+      return "the pod's interface \(podInterface) has no address \(missing)"
+    }
+    let present = Set(try pod.routes().map(\.destination))
+    return routes.first { !present.contains($0) }.map { "the pod has no route to \($0)" }
+  }
+}

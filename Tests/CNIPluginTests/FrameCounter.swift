@@ -1,0 +1,38 @@
+import NetworkTypes
+import RawFrames
+
+/// Counts our frames of a node's device that are still there behind the chain that asks who sends, with the kernel's own counter.
+struct FrameCounter {
+  let node: Node
+  let device: String
+
+  init(_ node: Node, _ device: String) throws {
+    (self.node, self.device) = (node, device)
+    try nft(
+      "add table netdev test; add chain netdev test \(device)"
+        + " { type filter hook ingress device \(device) priority 10; }; "
+        + "add rule netdev test \(device) ether daddr \(Frame.destination) counter")
+  }
+
+  var count: Int {
+    get throws {
+      let words = try nft("list chain netdev test \(device)").split(separator: " ")
+      guard let index = words.firstIndex(of: "packets"), let count = Int(words[index + 1]) else { return -1 }
+      return count
+    }
+  }
+
+  @discardableResult
+  private func nft(_ command: String) throws -> String {
+    let outcome = try RunningPlugin.start(
+      "/usr/sbin/nft", arguments: [command], environment: [:], input: "", in: node.network.namespace
+    ).finish()
+    guard outcome.exitCode == 0 else { throw ToolFailed(words: outcome.notes) }
+    return outcome.output
+  }
+}
+
+/// What nft said.
+struct ToolFailed: Error {
+  let words: String
+}
