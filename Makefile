@@ -9,7 +9,7 @@ DESTDIR ?=
 ENGINE ?= nftables
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: help deps build run play test check unit lab-test vm-test test-kernels policy-check alert-check chart-check fuzz format install uninstall clean
+.PHONY: help deps build run play test check unit lab-test vm-test test-kernels policy-check podman-check alert-check chart-check fuzz format install uninstall clean
 
 help: ## Print this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -31,6 +31,7 @@ play: build ## Bring up a cluster with an API server and open a shell in which k
 # What runs side by side keeps one processor busy each.
 test: build check lab-test ## Everything that CI runs: all the tests below.
 	@scripts/side-by-side scripts/vm-test scripts/policy-check
+	@scripts/podman-check
 	@scripts/alert-check
 	@scripts/chart-check
 
@@ -47,6 +48,9 @@ vm-test: build ## Tests that need a machine of their own: in virtual ones (fetch
 
 test-kernels: build ## Tests on every kernel that Sluice is for: 5.10, 6.1, 6.12, sid; half an hour (not part of make test).
 	@scripts/test-kernels
+
+podman-check: build ## Have Debian's podman run containers on the plugin, in namespaces of its own.
+	@scripts/podman-check
 
 alert-check: ## Try the alert rules with promtool (from Debian, unpacked, not installed).
 	@scripts/alert-check

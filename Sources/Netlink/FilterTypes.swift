@@ -1,4 +1,5 @@
 import CLinux
+import NetworkTypes
 
 /// A table of nf_tables: its family and name.
 public struct FilterTable: Sendable, Hashable, CustomStringConvertible {
@@ -34,6 +35,9 @@ public struct FilterHook: Sendable, Hashable {
   public var kind: Kind
   /// Of linux/netfilter.h, which goes with no C library's headers: `NF_INET_POST_ROUTING`.
   public static let postRouting: UInt32 = 4
+  /// `NF_INET_PRE_ROUTING` and `NF_INET_LOCAL_OUT`.
+  public static let preRouting: UInt32 = 0
+  public static let localOutput: UInt32 = 3
   /// `NF_NETDEV_INGRESS`.
   public static let deviceIngress: UInt32 = 0
 
@@ -73,6 +77,10 @@ public enum FilterExpression: Sendable, Hashable {
   case verdict(Verdict)
   /// Gives the packet's flow the address of the device it leaves by.
   case masquerade
+  /// Whether the destination is one of this machine's addresses.
+  case toThisMachine
+  /// Gives the packet's flow another destination.
+  case destination(IPAddress, port: UInt16)
 }
 
 extension NetlinkMessageBuilder {
@@ -104,6 +112,23 @@ extension NetlinkMessageBuilder {
       element("counter") { _ in }
     case .masquerade:
       element("masq") { _ in }
+    case .toThisMachine:
+      element("fib") {
+        $0.attribute(NFTA_FIB_DREG.rawValue, bigEndian: NFT_REG32_00.rawValue)
+        $0.attribute(NFTA_FIB_RESULT.rawValue, bigEndian: NFT_FIB_RESULT_ADDRTYPE.rawValue)
+        $0.attribute(NFTA_FIB_FLAGS.rawValue, bigEndian: NFTA_FIB_F_DADDR.rawValue)
+      }
+      // A number of the machine's own order.
+      compare(.equal, withUnsafeBytes(of: UInt32(RTN_LOCAL)) { Array($0) })
+    case .destination(let address, let port):
+      immediate(address.bytes, to: NFT_REG32_00.rawValue)
+      immediate([UInt8(port >> 8), UInt8(truncatingIfNeeded: port)], to: NFT_REG32_04.rawValue)
+      element("nat") {
+        $0.attribute(NFTA_NAT_TYPE.rawValue, bigEndian: NFT_NAT_DNAT.rawValue)
+        $0.attribute(NFTA_NAT_FAMILY.rawValue, bigEndian: UInt32(address.family.linuxFamily))
+        $0.attribute(NFTA_NAT_REG_ADDR_MIN.rawValue, bigEndian: NFT_REG32_00.rawValue)
+        $0.attribute(NFTA_NAT_REG_PROTO_MIN.rawValue, bigEndian: NFT_REG32_04.rawValue)
+      }
     case .verdict(let verdict):
       element("immediate") {
         $0.attribute(NFTA_IMMEDIATE_DREG.rawValue, bigEndian: NFT_REG_VERDICT.rawValue)
@@ -111,6 +136,13 @@ extension NetlinkMessageBuilder {
           $0.nest(NFTA_DATA_VERDICT.rawValue) { $0.attribute(NFTA_VERDICT_CODE.rawValue, bigEndian: verdict.rawValue) }
         }
       }
+    }
+  }
+
+  private mutating func immediate(_ bytes: [UInt8], to register: UInt32) {
+    element("immediate") {
+      $0.attribute(NFTA_IMMEDIATE_DREG.rawValue, bigEndian: register)
+      $0.nest(NFTA_IMMEDIATE_DATA.rawValue) { $0.attribute(NFTA_DATA_VALUE.rawValue, bytes) }
     }
   }
 

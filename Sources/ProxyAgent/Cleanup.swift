@@ -3,6 +3,7 @@ import Glibc
 import LocalAPI
 import NFTables
 import Netlink
+import PodFilters
 
 /// `sluice-agent --cleanup`: nothing of Sluice stays on the node. Pods that are attached stay attached.
 enum Cleanup {
@@ -23,6 +24,7 @@ enum Cleanup {
       failures.append("nftables: \(error)")
     }
     attempt("sockets") { try SocketLB.removeLeftOvers(bpffs) }
+    attempt("sender checks") { try removeSenderChecks(below: runDir) }
     attempt("routes") {
       var routes = try NodeRoutes()
       failures += routes.removeAll()
@@ -40,6 +42,17 @@ enum Cleanup {
     // Only what is empty: reservations and records of pods that still run are the plugin's.
     for directory in ["\(runDir)/endpoints", runDir, "\(stateDir)/networks", objects, stateDir] { rmdir(directory) }
     guard failures.isEmpty else { throw LocalAPIRefusal(failures.joined(separator: "\n")) }
+  }
+
+  /// Those of pods that an agent looked after; a bridge's are the plugin's.
+  private static func removeSenderChecks(below runDir: String) throws {
+    do {
+      let chains = try SenderChains()
+      let devices = try EndpointRecordStore(directory: "\(runDir)/endpoints").list().records.map(\.hostInterface)
+      for device in try chains.devices().intersection(devices) { try chains.remove(device: device) }
+    } catch {
+      guard SenderChains.meansMissing(error) else { throw error }
+    }
   }
 
   /// A file, and what an agent that was killed while it replaced the file left beside it.

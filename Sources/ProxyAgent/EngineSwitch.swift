@@ -45,6 +45,8 @@ struct EngineSwitch {
       try other.sleep()
       forget(entries)
       proxy.remove(remains)
+      // From the wire some have come since, and got no answer: what is tracked of them would be in the way of their next try.
+      forget(try conntrack.entries().filter { $0.status & ConntrackStatus.seenReply == 0 })
       logger.info(
         "packet path taken over from \(former)",
         metadata: ["flows": "\(handed.count)", "took": "\(milliseconds(ContinuousClock.now - start))"])

@@ -82,7 +82,6 @@ struct ErrorTests {
         ["portMappings": [["hostPort": 80, "containerPort": 80], ["hostPort": 80, "containerPort": 81]]], 7
       ),
       // No agent is there to serve it.
-      ("runtimeConfig", ["portMappings": [["hostPort": 80, "containerPort": 80]]], 2),
       ("runtimeConfig", ["bandwidth": ["ingressRate": 1000]], 7),
       ("runtimeConfig", ["bandwidth": ["egressRate": "x"]], 7),
       ("runtimeConfig", ["bandwidth": ["egressRate": 1000, "egressBurst": 99_999_999_999]], 7),

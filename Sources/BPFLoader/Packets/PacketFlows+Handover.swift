@@ -1,3 +1,4 @@
+import CLinux
 import DataplaneModel
 import Glibc
 import Netlink
@@ -47,6 +48,8 @@ extension PacketFlows {
     get throws(SystemError) { (try maps.state[PacketTable.State.mode] ?? 0) & Self.aside != 0 }
   }
 
+  /// Returns when no packet is under way any more that was seen before.
+  ///
   /// - Parameters:
   ///   - aside: whether another engine has the packet path.
   ///   - held: for how long pods' packets are held back, whoever has it. By then both engines' changes are done; or who
@@ -58,6 +61,8 @@ extension PacketFlows {
       mode |= max(1, UInt32(truncatingIfNeeded: end >> Self.timeShift)) << 1
     }
     try maps.state.set(PacketTable.State.mode, mode)
+    // One that programs let pass may be between them and somebody's rules: on a busy machine for milliseconds.
+    _ = clinux_membarrier_global()
   }
 
   /// `MODE_ASIDE` and `MODE_TIME_SHIFT`.

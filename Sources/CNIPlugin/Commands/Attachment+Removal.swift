@@ -22,6 +22,7 @@ extension Attachment {
       if config.requiresAgent { try devices.remove(node: node) } else { try devices.removeWithCheck(node: node) }
       try BandwidthLimit.remove(from: devices.name, node)
     }
+    try closeHostPorts(containerID, interfaceName, config)
     let isTold = tellOfRemoval(containerID, interfaceName, config)
     if config.requiresAgent, !isTold { _ = try kernel { try devices.removeCheck() } }
     try releaseElsewhere(containerID, interfaceName, config)
@@ -32,6 +33,18 @@ extension Attachment {
     } catch {
       Command.note("left behind: \(error)")
     }
+  }
+
+  /// Those that no agent served.
+  private static func closeHostPorts(
+    _ containerID: String, _ interfaceName: String, _ config: Config
+  ) throws(CNIError) {
+    let device = AttachmentName(containerID, interfaceName).hostInterface
+    let record = try? config.endpoints.list().records.first { $0.hostInterface == device }
+    // One that lost its record may have had some.
+    guard record.map({ !$0.portMappings.isEmpty }) ?? !config.requiresAgent else { return }
+    let addresses = try? config.addresses.addresses(containerID: containerID, interfaceName: interfaceName)
+    try kernel { try HostPorts(of: device).close(addresses: addresses ?? []) }
   }
 
   /// - Returns: whether there is an agent that knows of it now.

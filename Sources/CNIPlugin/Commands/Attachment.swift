@@ -55,6 +55,8 @@ enum Attachment {
         isProgrammed = try publish(record, config)
       }
       if !isProgrammed {
+        try requireFreeHostPorts(settings.portMappings, owner, config, node)
+        try kernel { try HostPorts(of: devices.hostInterface).open(settings.portMappings, to: addresses) }
         let check = SenderCheck(
           device: devices.hostInterface, mac: devices.podMAC, addresses: addresses, leavesPacketsToEngine: false)
         _ = try kernel { try SenderChains().install(check) }
@@ -181,6 +183,7 @@ enum Attachment {
     do {
       try devices.removeWithCheck(node: node)
       try BandwidthLimit.remove(from: devices.name, node)
+      try HostPorts(of: devices.hostInterface).close(addresses: [address])
       try config.endpoints.remove(
         network: owner.network, containerID: owner.containerID, interfaceName: owner.interfaceName)
       // Or it would judge whoever gets the address as the pod that had it.
@@ -190,6 +193,25 @@ enum Attachment {
     } catch {
       Command.note("address \(address) of \(owner.containerID) cannot be taken back: \(error)")
       return false
+    }
+  }
+
+  /// Where no agent does: two pods cannot have one port.
+  private static func requireFreeHostPorts(
+    _ mappings: [PortMapping], _ owner: AddressReservation, _ config: Config, _ node: RouteSocket
+  ) throws(CNIError) {
+    guard !mappings.isEmpty else { return }
+    let records = try translating { () throws(FileError) in
+      try config.endpoints.list().records
+    } _: {
+      CNIError(.io, "\($0)")
+    }
+    let own = AttachmentName(owner.containerID, owner.interfaceName).hostInterface
+    for other in records where other.hostInterface != own {
+      guard let mapping = mappings.first(where: { other.portMappings.contains(where: $0.overlaps) }),
+        try kernel({ try node.link(named: other.hostInterface) }) != nil
+      else { continue }
+      throw CNIError(.addressUnavailable, "host port \(mapping) is container \(other.containerID)'s")
     }
   }
 
@@ -224,11 +246,6 @@ enum Attachment {
       }
     } catch {
       fault = error.description
-    }
-    guard config.requiresAgent || record.portMappings.isEmpty else {
-      throw .unsupported(
-        "runtimeConfig.portMappings", record.portMappings.map(\.description).joined(separator: ", "),
-        "host ports need the agent: \(fault)")
     }
     guard !config.requiresAgent else {
       throw CNIError(.tryAgainLater, "the agent has not programmed the endpoint: \(fault)")

@@ -38,6 +38,10 @@ struct AttachmentConfig {
     bandwidth = try runtime.bandwidth()
     let ownDNS = try fields.object("dns")
     dns = try runtime.object("dns") ?? ownDNS
+    if case .bridge = mode, let mapping = portMappings.first {
+      throw .unsupported(
+        "runtimeConfig.portMappings", "\(mapping)", "pods of a bridge have none; chain the plugin portmap behind")
+    }
     var isBridge = false
     if case .bridge = mode { isBridge = true }
     addresses = try AddressPlan(config, runtime, reservesGateways: isBridge)

@@ -48,6 +48,9 @@ enum GarbageCollection {
     do {
       let chains = try SenderChains()
       for device in try chains.devices() where try node.link(named: device) == nil { try chains.remove(device: device) }
+      for device in try HostPorts.devices() where try node.link(named: device) == nil {
+        try HostPorts(of: device).close(addresses: [])
+      }
     } catch {
       guard SenderChains.meansMissing(error) else { throw error }
     }

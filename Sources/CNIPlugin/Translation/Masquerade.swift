@@ -10,7 +10,7 @@ struct Masquerade {
 
   init(network: String) { chain = "masquerade-" + StableHash.hex128("network\0\(network)").prefix(12) }
 
-  private static func table(_ family: IPFamily) -> FilterTable {
+  static func table(_ family: IPFamily) -> FilterTable {
     FilterTable(family == .v4 ? .ipv4 : .ipv6, "sluice-cni")
   }
 
