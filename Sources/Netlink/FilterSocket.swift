@@ -69,11 +69,15 @@ public final class FilterSocket: Sendable {
   /// - Returns: by how many transactions.
   @discardableResult
   public func removeChain(_ name: String, in table: FilterTable) throws(NetlinkError) -> Int {
+    // Asked first: before the kernel refuses anything, it waits until it has forgotten what was deleted lately.
+    let present = try chains(in: table)
+    guard present.contains(name) else { return 0 }
     let chain = Self.chain(NFT_MSG_DELCHAIN.rawValue, name, table)
+    let count = try succeeds([chain], "delete chain", "\(table) \(name)", unless: ENOENT)
+    guard present.count == 1 else { return count }
     var whole = Self.message(NFT_MSG_DELTABLE.rawValue, table.family, flags: NLM_F_NONREC)
     whole.attribute(NFTA_TABLE_NAME.rawValue, string: table.name)
-    return try succeeds([chain], "delete chain", "\(table) \(name)", unless: ENOENT)
-      + succeeds([whole], "delete table", "\(table)", unless: ENOENT, EBUSY)
+    return count + (try succeeds([whole], "delete table", "\(table)", unless: ENOENT, EBUSY))
   }
 
   /// The names of a table's chains; none where there is no table.
