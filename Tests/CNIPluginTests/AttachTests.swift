@@ -71,6 +71,43 @@ struct AttachTests {
     #expect(result["ips"] == nil && result["interfaces"] == nil)
   }
 
+  @Test("routes have the attributes that specification 1.1 gives them, in the kernel and in the result of that version")
+  func routeAttributes() throws {
+    let ipam: JSONValue = [
+      "ranges": [[["subnet": "10.77.0.0/24"]], [["subnet": "fd00:77::/64"]]],
+      "routes": [
+        ["dst": "192.0.2.0/24", "mtu": 1400, "advmss": 1300, "priority": 77],
+        ["dst": "198.51.100.0/24", "table": 100], ["dst": "2001:db8::/32", "mtu": 1300, "table": 100],
+        ["dst": "0.0.0.0/0", "priority": 5],
+      ],
+    ]
+    let pod = try Pod()
+    let result = try node.add("c1", pod, node.config(["ipam": ipam]))
+    func told(_ destination: String, _ result: JSONValue) -> JSONValue? {
+      result["routes"]?.arrayValue?.first { $0["dst"]?.stringValue == destination }
+    }
+    #expect(told("192.0.2.0/24", result)?["mtu"] == 1400 && told("192.0.2.0/24", result)?["advmss"] == 1300)
+    #expect(told("192.0.2.0/24", result)?["priority"] == 77 && told("2001:db8::/32", result)?["table"] == 100)
+    let routes = try RouteSocket(in: pod.network.namespace).routes()
+    func route(_ destination: String) throws -> Route {
+      let cidr = try #require(CIDR(destination))
+      return try #require(routes.first { $0.destination == cidr }, "\(destination) in \(routes)")
+    }
+    let first = try route("192.0.2.0/24")
+    #expect(first.mtu == 1400 && first.segmentSize == 1300 && first.priority == 77 && first.table == Route.mainTable)
+    #expect(try route("198.51.100.0/24").table == 100)
+    let third = try route("2001:db8::/32")
+    #expect(third.table == 100 && third.mtu == 1300)
+    // The default one is there once, as it was asked for.
+    #expect(routes.filter { $0.destination == Route.defaultDestination(.v4) }.map(\.priority) == [5])
+    #expect(try node.run("DEL", "c1", in: pod).exitCode == 0)
+    let older = try node.add("c2", pod, node.config(version: "1.0.0", ["ipam": ipam]))
+    #expect(told("192.0.2.0/24", older) != nil && told("192.0.2.0/24", older)?["mtu"] == nil)
+    let refused = try node.run(
+      "ADD", "c3", in: Pod(), node.config(["ipam": ipam.settingRoute(["dst": "192.0.2.0/24", "mtu": "x"])]))
+    #expect(refused.errorCode == 7 && refused.message.contains("ipam.routes[0].mtu"), "\(refused)")
+  }
+
   @Test("what earlier plugins of a chain made passes through, with ours added")
   func previousResult() throws {
     let previous: JSONValue = [
@@ -308,5 +345,13 @@ struct AttachTests {
     let result = try node.add("c2", second)
     #expect(try node.run("DEL", "c1", in: second).exitCode == 0)
     #expect(try node.run("CHECK", "c2", in: second, node.config(["prevResult": result])).exitCode == 0)
+  }
+}
+
+extension JSONValue {
+  fileprivate func settingRoute(_ route: JSONValue) -> JSONValue {
+    var object = objectValue ?? JSONObject()
+    object["routes"] = [route]
+    return .object(object)
   }
 }
