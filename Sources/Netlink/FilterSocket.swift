@@ -12,6 +12,22 @@ public final class FilterSocket: Sendable {
     socket = try NetlinkSocket(protocol: NETLINK_NETFILTER, in: namespace)
   }
 
+  /// Whether the kernel has refused because it has no nf_tables, or no chains at devices.
+  public static func meansMissing(_ error: any Error) -> Bool {
+    let errno = (error as? NetlinkError)?.errno ?? (error as? SystemError)?.errno
+    return [EPROTONOSUPPORT, EOPNOTSUPP, EAFNOSUPPORT].contains(errno)
+  }
+
+  /// nil where the kernel has no netfilter, and so nothing of it.
+  public static func whereThereIs() throws(SystemError) -> FilterSocket? {
+    do throws(SystemError) {
+      return try FilterSocket()
+    } catch {
+      guard meansMissing(error) else { throw error }
+      return nil
+    }
+  }
+
   private static func message(_ type: some BinaryInteger, _ family: FilterTable.Family, flags: CInt = 0)
     -> NetlinkMessageBuilder
   {
@@ -82,13 +98,22 @@ public final class FilterSocket: Sendable {
 
   /// The names of a table's chains; none where there is no table.
   public func chains(in table: FilterTable) throws(NetlinkError) -> [String] {
+    let operation = "list chains"
     let dump = Self.message(NFT_MSG_GETCHAIN.rawValue, table.family)
-    return try socket.dump(dump, operation: "list chains", object: "\(table)").compactMap { message in
-      guard let attributes = try? NetlinkAttributes(message.payload.dropFirst(4)),
-        attributes.string(NFTA_CHAIN_TABLE.rawValue) == table.name
-      else { return nil }
-      return attributes.string(NFTA_CHAIN_NAME.rawValue)
+    var names: [String] = []
+    for message in try socket.dump(dump, operation: operation, object: "\(table)") {
+      do throws(MalformedNetlink) {
+        // Behind struct nfgenmsg.
+        let attributes = try NetlinkAttributes(message.payload.dropFirst(4))
+        guard attributes.string(NFTA_CHAIN_TABLE.rawValue) == table.name,
+          let name = attributes.string(NFTA_CHAIN_NAME.rawValue)
+        else { continue }
+        names.append(name)
+      } catch {
+        throw .malformed(operation: operation, error)
+      }
     }
+    return names
   }
 
   private static func chain(_ type: some BinaryInteger, _ name: String, _ table: FilterTable, flags: CInt = 0)

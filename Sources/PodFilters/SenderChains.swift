@@ -1,4 +1,3 @@
-import Glibc
 import Netlink
 
 /// The chains of `SenderCheck`s: one for each pod's device, in a table of their own that both the plugin and the agent write to.
@@ -8,8 +7,10 @@ public struct SenderChains: Sendable {
 
   private let filter: FilterSocket
 
-  /// Throws where the kernel has no netfilter: see `meansMissing`.
+  /// Throws where the kernel has no netfilter: see `FilterSocket.meansMissing`.
   public init() throws(SystemError) { filter = try FilterSocket() }
+
+  public init(_ filter: FilterSocket) { self.filter = filter }
 
   /// - Returns: by how many transactions.
   @discardableResult
@@ -27,10 +28,4 @@ public struct SenderChains: Sendable {
 
   /// Those that have one.
   public func devices() throws(NetlinkError) -> Set<String> { Set(try filter.chains(in: Self.table)) }
-
-  /// Whether the kernel has refused because it has no nf_tables, or no chains at devices.
-  public static func meansMissing(_ error: any Error) -> Bool {
-    let errno = (error as? NetlinkError)?.errno ?? (error as? SystemError)?.errno
-    return [EPROTONOSUPPORT, EOPNOTSUPP, EAFNOSUPPORT].contains(errno)
-  }
 }

@@ -51,7 +51,7 @@ enum Cleanup {
       let devices = try EndpointRecordStore(directory: "\(runDir)/endpoints").list().records.map(\.hostInterface)
       for device in try chains.devices().intersection(devices) { try chains.remove(device: device) }
     } catch {
-      guard SenderChains.meansMissing(error) else { throw error }
+      guard FilterSocket.meansMissing(error) else { throw error }
     }
   }
 

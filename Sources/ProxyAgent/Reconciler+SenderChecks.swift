@@ -44,7 +44,7 @@ extension Reconciler {
       // Or the engine would take it for somebody else's change, and look whether its tables are as they were.
       engine.noteOwnTransactions(try change(senderChains))
     } catch {
-      guard SenderChains.meansMissing(error) else { throw error }
+      guard FilterSocket.meansMissing(error) else { throw error }
       if !senderWarned {
         logger.warning("no chains at devices in this kernel: ARP is not checked", metadata: ["reason": "\(error)"])
       }

@@ -115,7 +115,7 @@ actor Reconciler {
         addresses: inForce.addresses, atoms: inForce.atoms, largestSerial: inForce.largestSerial))
     routes = try NodeRoutes()
     addresses = try RouteSocket()
-    senderChains = try? SenderChains()
+    senderChains = try FilterSocket.whereThereIs().map(SenderChains.init)
     socketSweeper = SocketSweeper(logger: logger)
     mapCensus = MapCensus(folder: configuration.bpffs, logger: logger)
     sweeper = FlowSweeper(

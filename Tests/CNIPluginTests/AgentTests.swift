@@ -89,6 +89,16 @@ struct AgentTests {
     withExtendedLifetime((agent, second)) {}
   }
 
+  @Test("CHECK leaves who sends to an agent that lives, also where none is required")
+  func checkBesideAgent() throws {
+    let agent = try node.startAgent()
+    let pod = try Pod()
+    let result = try node.add("c1", pod)
+    let checked = node.config(["prevResult": result])
+    #expect(try node.run("CHECK", "c1", in: pod, checked).exitCode == 0)
+    withExtendedLifetime(agent) {}
+  }
+
   @Test("DEL succeeds whatever the agent does", arguments: 0..<3)
   func deleteAnyway(kind: Int) throws {
     let pod = try Pod()

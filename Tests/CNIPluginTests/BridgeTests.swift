@@ -128,6 +128,13 @@ struct BridgeTests {
       return try [.ipv4, .ipv6].flatMap { try filter.chains(in: FilterTable($0, "sluice-cni")) }
     }
     #expect(try chains().count == 2)
+    // A later pod's subnet, of the same network.
+    let third = try Pod()
+    let elsewhere = config.setting("ipam", ["ranges": [[["subnet": "10.78.0.0/24"]]]])
+    try node.add("c3", third, elsewhere)
+    #expect(try third.reaches(try #require(IPAddress("192.0.2.2"))))
+    #expect(try chains().count == 3)
+    #expect(try node.run("DEL", "c3", elsewhere).exitCode == 0)
     for container in ["c1", "c2"] { #expect(try node.run("DEL", container, config).exitCode == 0) }
     let collected = try node.run("GC", "", config.setting("cni.dev/valid-attachments", []), extra: ["CNI_IFNAME": ""])
     #expect(collected.exitCode == 0, "\(collected)")
@@ -154,7 +161,9 @@ struct BridgeTests {
 
   @Test(
     "CHECK names what is missing of bridge and port",
-    arguments: [("nomaster", "no port"), ("type bridge_slave hairpin off", "other settings"), ("down", "down")])
+    arguments: [
+      ("nomaster", "no port"), ("type bridge_slave hairpin off", "other settings"), ("down", "down"), ("", "gateway"),
+    ])
   func check(change: String, words: String) throws {
     let pod = try Pod()
     let config = config(["hairpinMode": true])
@@ -163,7 +172,10 @@ struct BridgeTests {
     #expect(try node.run("CHECK", "c1", in: pod, checked).exitCode == 0)
     let device = try #require(result["interfaces"]?.arrayValue?[1]["name"]?.stringValue)
     let changed = try RunningPlugin.start(
-      "/usr/sbin/ip", arguments: ["link", "set", "dev", device] + change.split(separator: " ").map(String.init),
+      "/usr/sbin/ip",
+      arguments: change.isEmpty
+        ? ["address", "flush", "dev", "br-test"]
+        : ["link", "set", "dev", device] + change.split(separator: " ").map(String.init),
       environment: [:], input: "", in: node.network.namespace
     ).finish()
     try #require(changed.exitCode == 0, "\(changed)")
@@ -175,7 +187,7 @@ struct BridgeTests {
     "what the shape does not have is refused by name",
     arguments: [
       ("requireAgent", true, 7), ("vlan", 5, 2), ("vlanTrunk", [["id": 5]], 2), ("bridge", "a/b", 7),
-      ("isGateway", "yes", 7),
+      ("isGateway", "yes", 7), ("runtimeConfig", ["portMappings": [["hostPort": 80, "containerPort": 80]]], 2),
     ] as [(String, JSONValue, Int64)])
   func refused(key: String, value: JSONValue, code: Int64) throws {
     let outcome = try node.run("ADD", "c1", in: Pod(), config([key: value]))

@@ -94,6 +94,22 @@ struct IPAMPluginTests {
     #expect(try node.leftovers() == [])
   }
 
+  @Test("in a bridge it gives prefix and gateway; the first of the subnet where it names none")
+  func bridge() throws {
+    try write("answer", Self.answer.serialized())
+    let bridge: JSONObject = ["mode": "bridge", "bridge": "br-test", "isDefaultGateway": true]
+    let outcome = try run("ADD", by: config("teller", bridge))
+    try #require(outcome.exitCode == 0, "\(outcome)")
+    let ips = outcome.json["ips"]?.arrayValue ?? []
+    #expect(ips.map { $0["address"]?.stringValue } == ["10.99.0.7/24", "fd00:99::7/64"])
+    #expect(ips.map { $0["gateway"]?.stringValue } == ["10.99.0.1", "fd00:99::1"])
+    for gateway in ["10.99.0.1", "fd00:99::1"] { #expect(try pod.reaches(try #require(IPAddress(gateway)))) }
+    let routes = try RouteSocket(in: pod.network.namespace).routes()
+    let ways = routes.filter { $0.destination.prefixLength == 0 }.compactMap { $0.gateway?.description }
+    #expect(Set(ways) == ["10.99.0.1", "fd00:99::1"])
+    #expect(try run("DEL", by: config("teller", bridge)).exitCode == 0)
+  }
+
   @Test("gives in the form of old versions too", arguments: ["0.2.0", "0.3.1", "0.4.0", "1.0.0"])
   func versions(version: String) throws {
     let old: JSONValue = ["ip4": ["ip": "10.99.0.7/24"], "ip6": ["ip": "fd00:99::7/64"]]

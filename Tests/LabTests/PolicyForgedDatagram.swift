@@ -1,5 +1,6 @@
 import Glibc
 import NetworkTypes
+import RawFrames
 
 @testable import Lab
 
@@ -23,31 +24,13 @@ struct ForgedDatagram: Sendable {
     guard sent == bytes.count else { throw .system(operation: "send", object: "\(self)", errno: errno) }
   }
 
-  /// The kernel fills in IPv4's checksum and identification.
   var packet: [UInt8] {
     let payload = Array("probe\n".utf8)
-    let length = UInt16(8 + payload.count)
-    var datagram = Self.bytes(40_000) + Self.bytes(destination.port.number) + Self.bytes(length) + [0, 0] + payload
+    let length = Frame.bytes(UInt16(8 + payload.count))
+    var datagram = Frame.bytes(40_000) + Frame.bytes(destination.port.number) + length + [0, 0] + payload
     // Sum over the addresses, the length, the protocol and the datagram.
-    let pseudo = source.bytes + destination.address.bytes + Self.bytes(length) + Self.bytes(17)
-    let checksum = Self.checksum(pseudo + datagram)
-    datagram.replaceSubrange(6..<8, with: Self.bytes(checksum == 0 ? 0xffff : checksum))
-    let header: [UInt8]
-    switch destination.address.family {
-    case .v4: header = [0x45, 0] + Self.bytes(20 + length) + [0, 0, 0, 0, 64, 17, 0, 0]
-    case .v6: header = [0x60, 0, 0, 0] + Self.bytes(length) + [17, 64]
-    }
-    return header + source.bytes + destination.address.bytes + datagram
-  }
-
-  private static func bytes(_ number: UInt16) -> [UInt8] { [UInt8(number >> 8), UInt8(number & 0xff)] }
-
-  private static func checksum(_ bytes: [UInt8]) -> UInt16 {
-    var sum: UInt32 = 0
-    for index in stride(from: 0, to: bytes.count, by: 2) {
-      sum += UInt32(bytes[index]) << 8 + (index + 1 < bytes.count ? UInt32(bytes[index + 1]) : 0)
-    }
-    while sum > 0xffff { sum = sum & 0xffff + sum >> 16 }
-    return ~UInt16(truncatingIfNeeded: sum)
+    let checksum = Frame.checksum(source.bytes + destination.address.bytes + length + Frame.bytes(17) + datagram)
+    datagram.replaceSubrange(6..<8, with: Frame.bytes(checksum == 0 ? 0xffff : checksum))
+    return Frame.packet(17, from: source, to: destination.address, datagram)
   }
 }

@@ -35,14 +35,14 @@ public struct Frame: Sendable, CustomStringConvertible {
 
   // MARK: Payloads
 
-  static func bytes(_ number: UInt16) -> [UInt8] { [UInt8(number >> 8), UInt8(truncatingIfNeeded: number)] }
+  public static func bytes(_ number: UInt16) -> [UInt8] { [UInt8(number >> 8), UInt8(truncatingIfNeeded: number)] }
 
   /// UDP, to a port where nobody listens.
   public static func datagram(from source: IPAddress, to destination: IPAddress) -> [UInt8] {
     packet(17, from: source, to: destination, bytes(40_000) + bytes(9) + bytes(12) + [0, 0] + Array("away".utf8))
   }
 
-  static func packet(
+  public static func packet(
     _ number: UInt8, hops: UInt8 = 64, from source: IPAddress, to destination: IPAddress, _ payload: [UInt8]
   ) -> [UInt8] {
     let header: [UInt8]
@@ -78,7 +78,7 @@ public struct Frame: Sendable, CustomStringConvertible {
     return packet(next, hops: 255, from: source, to: destination, headers + message)
   }
 
-  private static func checksum(_ bytes: [UInt8]) -> UInt16 {
+  public static func checksum(_ bytes: [UInt8]) -> UInt16 {
     var sum: UInt32 = 0
     for index in stride(from: 0, to: bytes.count, by: 2) {
       sum += UInt32(bytes[index]) << 8 + (index + 1 < bytes.count ? UInt32(bytes[index + 1]) : 0)

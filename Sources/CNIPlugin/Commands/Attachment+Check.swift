@@ -11,7 +11,8 @@ extension Attachment {
     guard let previous = config.previousResult else { throw .config("prevResult", "is missing: CHECK needs it") }
     let target = try Target(invocation)
     let devices = PodDevices(containerID: invocation.containerID, interfaceName: invocation.interfaceName)
-    let shape = try AttachmentConfig.mode(ConfigFields(config.json)).shape(devices, network: config.name)
+    let mode = try AttachmentConfig.mode(ConfigFields(config.json))
+    let shape = mode.shape(devices, network: config.name)
     let interfaces = previous["interfaces"]?.arrayValue ?? []
     guard interfaces.contains(where: { $0["name"]?.stringValue == devices.podInterface }) else {
       throw .config("prevResult.interfaces", "has no \(devices.podInterface)")
@@ -23,9 +24,12 @@ extension Attachment {
       let fault = try kernel { try limit.fault(of: devices.name, RouteSocket()) }
       if let fault { throw CNIError(.checkFailed, fault) }
     }
-    let isChecked = try kernel { try SenderChains().devices().contains(devices.hostInterface) }
-    guard isChecked || config.requiresAgent else {
-      throw CNIError(.checkFailed, "table \(SenderChains.table) has no chain \(devices.hostInterface)")
+    // An agent that lives looks after it, each engine in its own way.
+    if mode.isBridge || !config.requiresAgent && !Status.hasAgent(config) {
+      let isChecked = try kernel { try SenderChains().devices().contains(devices.hostInterface) }
+      guard isChecked else {
+        throw CNIError(.checkFailed, "table \(SenderChains.table) has no chain \(devices.hostInterface)")
+      }
     }
     let fault = try kernel {
       try shape.fault(addresses, routes: routes, pod: RouteSocket(in: target.namespace), node: RouteSocket())

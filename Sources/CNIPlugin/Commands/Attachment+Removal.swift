@@ -40,11 +40,18 @@ extension Attachment {
     _ containerID: String, _ interfaceName: String, _ config: Config
   ) throws(CNIError) {
     let device = AttachmentName(containerID, interfaceName).hostInterface
-    let record = try? config.endpoints.list().records.first { $0.hostInterface == device }
+    let record: EndpointRecord?
+    do {
+      record = try config.endpoints.record(
+        network: config.name, containerID: containerID, interfaceName: interfaceName)
+    } catch {
+      // No reason to keep a pod: it is looked for, as where there is none.
+      Command.note("record of \(containerID): \(error)")
+      record = nil
+    }
     // One that lost its record may have had some.
     guard record.map({ !$0.portMappings.isEmpty }) ?? !config.requiresAgent else { return }
-    let addresses = try? config.addresses.addresses(containerID: containerID, interfaceName: interfaceName)
-    try kernel { try HostPorts(of: device).close(addresses: addresses ?? []) }
+    try kernel { try HostPorts(of: device).close(addresses: record?.addresses ?? []) }
   }
 
   /// - Returns: whether there is an agent that knows of it now.

@@ -38,7 +38,7 @@ enum Attachment {
       try kernel { try settings.bandwidth?.apply(to: devices.name, mtu: mtu, node) }
       let addresses = network.addresses.map(\.address)
       var isProgrammed = false
-      if case .routed = settings.mode {
+      if !settings.mode.isBridge {
         let record = EndpointRecord(
           network: config.name, containerID: invocation.containerID, interfaceName: invocation.interfaceName,
           hostInterface: devices.hostInterface, mac: devices.podMAC, addresses: addresses, netnsPath: target.path,

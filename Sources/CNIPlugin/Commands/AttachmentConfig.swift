@@ -6,6 +6,8 @@ struct AttachmentConfig {
   enum Mode {
     case routed
     case bridge(BridgeSettings)
+
+    var isBridge: Bool { if case .bridge = self { true } else { false } }
   }
 
   let mode: Mode
@@ -24,7 +26,7 @@ struct AttachmentConfig {
   init(_ config: Config) throws(CNIError) {
     let fields = ConfigFields(config.json)
     mode = try Self.mode(fields)
-    if case .bridge = mode, config.requiresAgent {
+    if mode.isBridge, config.requiresAgent {
       throw .config(
         "requireAgent", "has to be false with mode 'bridge': between pods of a bridge no policy is asked for")
     }
@@ -38,13 +40,11 @@ struct AttachmentConfig {
     bandwidth = try runtime.bandwidth()
     let ownDNS = try fields.object("dns")
     dns = try runtime.object("dns") ?? ownDNS
-    if case .bridge = mode, let mapping = portMappings.first {
+    if mode.isBridge, let mapping = portMappings.first {
       throw .unsupported(
         "runtimeConfig.portMappings", "\(mapping)", "pods of a bridge have none; chain the plugin portmap behind")
     }
-    var isBridge = false
-    if case .bridge = mode { isBridge = true }
-    addresses = try AddressPlan(config, runtime, reservesGateways: isBridge)
+    addresses = try AddressPlan(config, runtime, reservesGateways: mode.isBridge)
     if case .own(let pools, _, _, _) = addresses { try requireMTU(for: Set(pools.map(\.family))) }
   }
 

@@ -34,7 +34,10 @@ enum GarbageCollection {
     attempt("table \(SenderChains.table)") { () throws(CNIError) in
       try Attachment.kernel { try removeOrphans(node) }
     }
-    attempt("ipMasq") { () throws(CNIError) in try removeMasquerade(config) }
+    attempt("ipMasq") { () throws(CNIError) in
+      // One that the runtime names may have lost what is known of it.
+      if valid.isEmpty { try removeMasquerade(config) }
+    }
     if let type = config.ipamPlugin {
       attempt("ipam.type") { () throws(CNIError) in try IPAMPlugin(type, config).collectGarbage() }
     }
@@ -52,7 +55,7 @@ enum GarbageCollection {
         try HostPorts(of: device).close(addresses: [])
       }
     } catch {
-      guard SenderChains.meansMissing(error) else { throw error }
+      guard FilterSocket.meansMissing(error) else { throw error }
     }
   }
 

@@ -22,6 +22,15 @@ enum Status {
     }
   }
 
+  static func hasAgent(_ config: Config) -> Bool {
+    do throws(CNIError) {
+      try askAgent(config)
+      return true
+    } catch {
+      return false
+    }
+  }
+
   private static func askAgent(_ config: Config) throws(CNIError) {
     let answer = try translating { () throws(LocalAPIError) in
       try config.agent(timeoutMilliseconds: min(config.agentTimeout, agentMilliseconds))

@@ -39,10 +39,10 @@ struct Bridge {
   }
 
   /// Gives it the gateway addresses of the pods' subnets, and has the node forward.
-  func serve(_ addresses: [PodAddress], _ node: RouteSocket) throws {
+  func serve(_ addresses: [(of: PodAddress, gateway: IPAddress?)], _ node: RouteSocket) throws {
     let present = try node.addresses(interfaceIndex: index).filter { $0.scope == 0 }.map(\.address)
-    for address in addresses {
-      guard let gateway = address.gateway,
+    for (address, gateway) in addresses {
+      guard let gateway,
         let wanted = InterfaceAddress(gateway, prefixLength: address.prefixLength)
       else { continue }
       if !present.contains(wanted) {

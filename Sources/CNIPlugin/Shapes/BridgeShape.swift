@@ -11,7 +11,10 @@ struct BridgeShape: Shape {
   /// Of the network, from which the bridge's own things have their names.
   let network: String
 
-  func gateway(of address: PodAddress) -> IPAddress? { address.gateway }
+  /// The first of the subnet where nobody names one, as the reference plugin has it.
+  func gateway(of address: PodAddress) -> IPAddress? {
+    address.gateway ?? (settings.isGateway ? AddressPool.usableRange(of: address.subnet)?.first : nil)
+  }
   func prefixLength(of address: PodAddress) -> Int { address.prefixLength }
 
   /// Those of the addresses' plugin or ours, and the default ones where the bridge is the way to everywhere.
@@ -21,7 +24,7 @@ struct BridgeShape: Shape {
       var routes = network.routes.filter { $0.destination.family == family }
       let isDefaultGiven = routes.contains { $0.destination.prefixLength == 0 && $0.table == nil }
       if settings.isDefaultGateway, !isDefaultGiven { routes.insert(PodRoute(Route.defaultDestination(family)), at: 0) }
-      return routes.map { ($0, $0.gateway ?? first.gateway) }
+      return routes.map { ($0, $0.gateway ?? gateway(of: first)) }
     }
   }
 
@@ -33,7 +36,7 @@ struct BridgeShape: Shape {
     _ network: PodNetwork, mtu: Int, in namespace: NetworkNamespace, pod: RouteSocket, node: RouteSocket
   ) throws {
     let bridge = try Bridge(settings, mtu: mtu, families: network.families, node)
-    if settings.isGateway { try bridge.serve(network.addresses, node) }
+    if settings.isGateway { try bridge.serve(network.addresses.map { ($0, gateway(of: $0)) }, node) }
     if settings.masquerades { try Masquerade(network: self.network).add(Set(network.addresses.map(\.subnet))) }
     try devices.create(mtu: mtu, in: namespace, node: node)
     guard let host = try node.link(named: devices.hostInterface) else {
@@ -79,10 +82,15 @@ struct BridgeShape: Shape {
     guard ports == BridgePort(isHairpin: settings.isHairpin, isIsolated: settings.isIsolated) else {
       return "\(host.name) is a port with other settings: \(ports.map { "\($0)" } ?? "none")"
     }
-    if settings.isGateway, try node.addresses(interfaceIndex: bridge.index).allSatisfy({ $0.scope != 0 }) {
-      return "\(settings.name) has no gateway address"
+    if settings.isGateway {
+      let subnets = try node.addresses(interfaceIndex: bridge.index).compactMap {
+        CIDR($0.address.address, prefixLength: $0.address.prefixLength)
+      }
+      if let lonely = addresses.first(where: { address in !subnets.contains { $0.contains(address) } }) {
+        return "\(settings.name) has no gateway address for \(lonely)"
+      }
     }
-    if settings.masquerades, try !Masquerade(network: network).isThere() {
+    if settings.masquerades, try !Masquerade(network: network).isThere(Set(addresses.map(\.family))) {
       return "nothing masquerades network \(network)"
     }
     return try devices.podFault(addresses, routes: routes, pod: pod)

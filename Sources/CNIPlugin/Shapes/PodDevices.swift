@@ -145,7 +145,7 @@ struct PodDevices {
       try chains.remove(device: hostInterface)
       return chains
     } catch {
-      guard SenderChains.meansMissing(error) else { throw error }
+      guard FilterSocket.meansMissing(error) else { throw error }
       return nil
     }
   }

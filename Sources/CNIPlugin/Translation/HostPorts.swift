@@ -93,8 +93,7 @@ struct HostPorts {
 
   /// Succeeds also where there are none.
   func close(addresses: [IPAddress]) throws {
-    // A kernel without netfilter has none.
-    guard let filter = try? FilterSocket() else { return }
+    guard let filter = try FilterSocket.whereThereIs() else { return }
     var isChanged = false
     for family in IPFamily.allCases {
       let table = Masquerade.table(family)

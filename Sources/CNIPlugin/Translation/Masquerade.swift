@@ -3,38 +3,42 @@ import LocalAPI
 import Netlink
 import NetworkTypes
 
-/// `ipMasq`: what leaves a network's subnets gets the node's address. One chain per network and family in tables of our own,
-/// `sluice-cni`; like the bridge it is the network's, and GC removes it with the network's last pod.
+/// `ipMasq`: what leaves a network's subnets gets the node's address. One chain per subnet in tables of our own, `sluice-cni`;
+/// like the bridge they are the network's, and GC removes them with the network's last pod.
 struct Masquerade {
-  private let chain: String
+  /// Of all the network's chains.
+  private let prefix: String
 
-  init(network: String) { chain = "masquerade-" + StableHash.hex128("network\0\(network)").prefix(12) }
+  init(network: String) { prefix = "masquerade-" + StableHash.hex128("network\0\(network)").prefix(12) + "-" }
 
   static func table(_ family: IPFamily) -> FilterTable {
     FilterTable(family == .v4 ? .ipv4 : .ipv6, "sluice-cni")
   }
 
+  private func chain(_ subnet: CIDR) -> String { prefix + StableHash.hex128("\(subnet)").prefix(8) }
+
   func add(_ subnets: Set<CIDR>) throws {
     let filter = try FilterSocket()
-    for family in IPFamily.allCases {
-      let table = Self.table(family)
-      let mine = subnets.filter { $0.family == family }
+    let hook = FilterHook(.nat, number: FilterHook.postRouting, priority: 100)
+    for subnet in subnets {
+      let table = Self.table(subnet.family)
       // Made by an earlier pod.
-      guard !mine.isEmpty, try !filter.chains(in: table).contains(chain) else { continue }
-      let multicast: UInt8 = family == .v4 ? 0xe0 : 0xff
-      let mask: UInt8 = family == .v4 ? 0xf0 : 0xff
-      let (source, destination): (UInt32, UInt32) = family == .v4 ? (12, 16) : (8, 24)
-      try filter.replaceChain(
-        chain, in: table, hook: FilterHook(.nat, number: FilterHook.postRouting, priority: 100),
-        rules: mine.sorted { $0.description < $1.description }.map { subnet in
-          let (network, bits) = (subnet.address.bytes, Self.mask(subnet))
-          return [
-            .masked(.network, offset: source, mask: bits, .equal, network),
-            .masked(.network, offset: destination, mask: bits, .unequal, network),
-            .masked(.network, offset: destination, mask: [mask], .unequal, [multicast]), .counter, .masquerade,
-          ]
-        })
+      if try filter.chains(in: table).contains(chain(subnet)) { continue }
+      try filter.replaceChain(chain(subnet), in: table, hook: hook, rules: [Self.rule(subnet)])
     }
+  }
+
+  /// But what stays in the subnet, and multicast.
+  private static func rule(_ subnet: CIDR) -> [FilterExpression] {
+    let isV4 = subnet.family == .v4
+    let (source, destination): (UInt32, UInt32) = isV4 ? (12, 16) : (8, 24)
+    let (network, bits) = (subnet.address.bytes, mask(subnet))
+    return [
+      .masked(.network, offset: source, mask: bits, .equal, network),
+      .masked(.network, offset: destination, mask: bits, .unequal, network),
+      .masked(.network, offset: destination, mask: [isV4 ? 0xf0 : 0xff], .unequal, [isV4 ? 0xe0 : 0xff]), .counter,
+      .masquerade,
+    ]
   }
 
   private static func mask(_ subnet: CIDR) -> [UInt8] {
@@ -44,16 +48,19 @@ struct Masquerade {
     }
   }
 
-  func isThere() throws -> Bool {
+  /// Whether something masquerades what pods of these families send.
+  func isThere(_ families: Set<IPFamily>) throws -> Bool {
     let filter = try FilterSocket()
-    return try IPFamily.allCases.contains { try filter.chains(in: Self.table($0)).contains(chain) }
+    return try families.allSatisfy { try filter.chains(in: Self.table($0)).contains { $0.hasPrefix(prefix) } }
   }
 
   /// Succeeds also where there is none.
   func remove() throws {
-    let filter = try FilterSocket()
-    for family in IPFamily.allCases where try filter.chains(in: Self.table(family)).contains(chain) {
-      try filter.removeChain(chain, in: Self.table(family))
+    guard let filter = try FilterSocket.whereThereIs() else { return }
+    for table in IPFamily.allCases.map(Self.table) {
+      for chain in try filter.chains(in: table) where chain.hasPrefix(prefix) {
+        try filter.removeChain(chain, in: table)
+      }
     }
   }
 }
