@@ -19,10 +19,11 @@ static __always_inline int begin_from_pod(struct __sk_buff *skb, struct work *wo
 	reason = judge_first(skb, work, endpoint, endpoint_with(&work->judged.destination), false);
 	if (reason)
 		return reason;
-	if (flags & FLOW_BALANCED) {
-		reason = store_balanced(work, &work->set);
+	if ((flags & FLOW_BALANCED) || work->is_taken) {
+		reason = store_balanced(work, flags & FLOW_BALANCED ? &work->set : NULL);
 		if (reason)
 			return reason;
+		flags |= FLOW_BALANCED;
 		TELL(skb, work, EVENT_TRANSLATION, FILE_ENDPOINT);
 		reason = rewrite(skb, work);
 		if (reason)

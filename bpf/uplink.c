@@ -19,11 +19,12 @@ static __always_inline int begin_from_wire(struct __sk_buff *skb, struct work *w
 	__u32 flags = 0;
 	int reason = find_service(work, ORIGIN_OUTSIDE, &flags);
 
-	if (reason || !(flags & FLOW_BALANCED))
+	if (reason || !((flags & FLOW_BALANCED) || work->is_taken))
 		return reason;
-	reason = store_balanced(work, &work->set);
+	reason = store_balanced(work, flags & FLOW_BALANCED ? &work->set : NULL);
 	if (reason)
 		return reason;
+	flags |= FLOW_BALANCED;
 	TELL(skb, work, EVENT_TRANSLATION, FILE_UPLINK);
 	reason = rewrite(skb, work);
 	if (reason)
@@ -32,21 +33,34 @@ static __always_inline int begin_from_wire(struct __sk_buff *skb, struct work *w
 	return begin_flow(work, flags, 0);
 }
 
+/* What would begin or change a flow while flows are handed over, which then one engine would not know. */
+static __always_inline bool is_for_service(const struct layer *packet)
+{
+	struct backend to = { .address = packet->tuple.destination, .port = packet->tuple.destination_port };
+
+	return has_ports(packet->tuple.proto) && find_frontend(&to, packet->tuple.proto, false);
+}
+
 SEC("tc")
 int from_wire(struct __sk_buff *skb)
 {
 	__u32 device = skb->ifindex;
 	struct uplink *uplink = bpf_map_lookup_elem(&uplinks, &device);
 	struct work *work = working_memory();
+	bool held = is_held();
 	int reason;
 
-	if (!uplink || !work || !is_ip(skb) || stands_aside())
+	if (!uplink || !work || !is_ip(skb) || (stands_aside() && !held))
 		return NEXT_PROGRAM;
 	/* A switch floods frames for others, too: to answer them would be to answer for others. */
 	if (skb->pkt_type == PACKET_OTHERHOST)
 		return NEXT_PROGRAM;
 	begin_work(work, uplink->header_length);
 	reason = parse(skb, work);
+	if (held && !reason && is_for_service(&work->packet))
+		return DROP(skb, work, REASON_ENGINE_SWITCH, FILE_UPLINK);
+	if (stands_aside())
+		return NEXT_PROGRAM;
 	if ((address_flags(&work->packet.tuple.source) & ADDRESS_IS_OWN) || endpoint_with(&work->packet.tuple.source))
 		return DROP(skb, work, REASON_FORGED_SOURCE, FILE_UPLINK);
 	/* What cannot be read is for the stack; it cannot get by a pod's device either. */

@@ -12,6 +12,8 @@ public struct EchoFlowSpec: Sendable {
   /// An answer later than that counts as a gap.
   public var gapMilliseconds = 200
   public var sourceAddress: IPAddress?
+  /// Shared with other flows to other places; else the kernel chooses one.
+  public var sourcePort: Port?
   /// UDP only: goes on after errors, from the same socket and so the same source port, as a resolver or a game does. Only
   /// where the kernel has ended the socket, or refused to connect it, it takes another.
   public var survivesErrors = false
@@ -130,8 +132,10 @@ public struct EchoFlow {
 
   private static func open(_ spec: EchoFlowSpec) throws(LabError) -> Socket {
     let socket = try Socket(spec.target.address.family, spec.mode == .udp ? SOCK_DGRAM : SOCK_STREAM)
-    if let source = spec.sourceAddress {
-      let code = socket.bind(source, port: 0)
+    if spec.sourceAddress != nil || spec.sourcePort != nil {
+      socket.set(SOL_SOCKET, SO_REUSEADDR, 1)
+      let source = spec.sourceAddress ?? .unspecified(spec.target.address.family)
+      let code = socket.bind(source, port: spec.sourcePort?.number ?? 0)
       guard code == 0 else { throw .system(operation: "bind", object: "\(source)", errno: code) }
     }
     var code = socket.connect(spec.target)

@@ -30,14 +30,15 @@ struct EngineSwitch {
     if try flows.standsAside, let former {
       // Most of them while packets still pass.
       let known = Set(Self.withoutShadows(try conntrack.entries().compactMap(handed)))
-      try flows.add(Array(known))
+      var separate = SeparateFlows()
+      try flows.add(separate.separated(Array(known)))
       let start = ContinuousClock.now
       try flows.setMode(aside: true, held: Self.longestHold)
       var isHandedOver = false
       defer { if !isHandedOver { try? flows.setMode(aside: true) } }
       let entries = try conntrack.entries()
       let handed = Self.withoutShadows(entries.compactMap(handed))
-      try flows.add(handed.filter { !known.contains($0) })
+      try flows.add(separate.separated(handed.filter { !known.contains($0) }))
       // From here on programs judge; rules still do.
       try flows.setMode(aside: false, held: Self.longestHold)
       defer { try? flows.setMode(aside: false) }
@@ -46,7 +47,11 @@ struct EngineSwitch {
       forget(entries)
       proxy.remove(remains)
       // From the wire some have come since, and got no answer: what is tracked of them would be in the way of their next try.
-      forget(try conntrack.entries().filter { $0.status & ConntrackStatus.seenReply == 0 })
+      do throws(NetlinkError) {
+        forget(try conntrack.entries().filter { $0.status & ConntrackStatus.seenReply == 0 })
+      } catch {
+        logger.warning("attempts of the change are still tracked", metadata: ["reason": "\(error)"])
+      }
       logger.info(
         "packet path taken over from \(former)",
         metadata: ["flows": "\(handed.count)", "took": "\(milliseconds(ContinuousClock.now - start))"])

@@ -133,6 +133,18 @@ import Testing
       let drift = try runner.engine.verify(services.tables)
       #expect(drift.isEmpty, "\(drift)")
 
+      // For a Service, from outside: what it begins now only one engine would know.
+      let frontend = try #require(
+        services.tables.services.frontends.keys.compactMap { key -> (address: IPAddress, port: UInt16)? in
+          guard case .address(let address) = key.destination, address.family == .v4, key.proto == .udp else {
+            return nil
+          }
+          return (address, key.port.number)
+        }.first)
+      let asking = ProbePacket(
+        source: IPAddress("203.0.113.9").unsafelyUnwrapped, destination: frontend.address,
+        content: .udp(source: 1000, destination: frontend.port))
+      let asked = PacketRunner.frame(asking.bytes(number: 2), from: podMAC)
       let held = UInt8(1 + (DropReason.allCases.firstIndex(of: .engineSwitch) ?? 0))
       for aside in [true, false] {
         try flows.setMode(aside: aside, held: .milliseconds(400))
@@ -140,6 +152,8 @@ import Testing
         for program in [PacketRunner.Program.fromPod, .toPod] {
           #expect(try runner.run(program, at: "slc0", frame).verdict == .dropped(held), "\(program), \(aside)")
         }
+        let verdict = try runner.run(.fromWire, at: PacketRunner.uplink, asked).verdict
+        #expect(verdict == .dropped(held), "\(aside): \(verdict)")
         // The node's own connections do not wait.
         #expect(try runner.run(.fromWire, at: PacketRunner.uplink, frame).verdict == .passed)
         let deadline = ContinuousClock.now + .seconds(2)
@@ -151,5 +165,38 @@ import Testing
       }
       #expect(try runner.engine.counters().drops[.init(.engineSwitch)].map { $0.packets > 0 } == true)
     }
+  }
+
+  @Test(
+    "flows that are one between their translations are told apart, in whatever order they are told"
+  )
+  func separate() throws {
+    func tuple(_ source: String, _ sourcePort: UInt16, _ destination: String, _ port: UInt16) throws -> ConntrackTuple {
+      ConntrackTuple(
+        source: try #require(IPAddress(source)), destination: try #require(IPAddress(destination)), protocolNumber: 6,
+        sourcePort: sourcePort, destinationPort: port)
+    }
+    func flow(_ original: ConntrackTuple, _ reply: ConntrackTuple, _ state: FlowState = .open) -> HandedFlow {
+      HandedFlow(original: original, reply: reply, state: state, isFromHost: false, set: nil)
+    }
+    let (client, backend, node) = ("10.244.1.1", "10.244.2.1", "192.168.100.11")
+    let service = flow(try tuple(client, 2000, "10.96.0.1", 80), try tuple(backend, 8081, client, 2000))
+    // Netfilter has given it another port for the backend.
+    let direct = flow(try tuple(client, 2000, backend, 8081), try tuple(backend, 8081, client, 40_000))
+    let nodePort = try tuple(client, 2000, node, 30080)
+    let (early, late) = (
+      flow(nodePort, try tuple(backend, 8081, node, 2000), .opening),
+      flow(nodePort, try tuple(backend, 8081, node, 2000))
+    )
+    #expect(early.judged == service.judged, "or this proves nothing")
+    var separate = SeparateFlows()
+    let first = separate.separated([early, service, direct])
+    #expect(Set(first.map(\.judged)).count == 3, "\(first.map(\.judged))")
+    #expect(first.first { $0.original == service.original }?.judged == service.reply.reversed)
+    #expect(first.first { $0.original == direct.original }?.judged == direct.reply.reversed)
+    // It was answered meanwhile.
+    let second = separate.separated([late])
+    #expect(second.map(\.judged) == first.filter { $0.original == nodePort }.map(\.judged))
+    #expect(second.first?.judged.sourcePort != 2000)
   }
 }

@@ -56,6 +56,38 @@ struct EngineSwitchTests {
     }
   }
 
+  @Test(
+    """
+    connections from one port to a Service, its node port and its backend stay three connections; one more, balanced at its \
+    socket, has the tuple of one that was balanced by packets before, and is one for itself
+    """)
+  func onePort() throws {
+    // Chains of nftables are not there any more at the end.
+    let held: Set<String> = LabHarness.configuration("").engine == "ebpf" ? ["engine-switch"] : []
+    try ServiceScene.run("switch-port", agentArguments: Self.nftables, expectedDrops: held) { scene in
+      let service = ServiceSpec(type: "NodePort")
+      try scene.apply(service)
+      let asker = try scene.clientPod("asker", on: "node1")
+      let backend = try scene.backend("web-1", on: "node2")
+      try scene.sync()
+      /// TCP sends again what was held back.
+      func begin(_ port: UInt16, _ order: [Int]) throws -> [OnePort] {
+        try IPFamily.allCases.map {
+          try OnePort(from: asker, to: backend, service, $0, port: port, order, gapMilliseconds: 3000, scene.lab)
+        }
+      }
+      let before = try begin(20_001, [0, 1, 2])
+      let alone = try begin(20_002, [0])
+      for (arguments, former) in [
+        (Self.ebpf, "nftables"), (Self.nftables, "eBPF"), (["--engine", "ebpf", "--socket-lb", "all"], "nftables"),
+      ] { try Self.change(scene.lab, to: arguments, from: former) }
+      let atSocket = try begin(20_002, [0])
+      for (flows, name) in [(before, "three"), (alone, "of before"), (atSocket, "at the socket")] {
+        for flow in flows { try flow.expectAnswered(name) }
+      }
+    }
+  }
+
   /// Changes one node after the other.
   private static func change(_ lab: Lab, to arguments: [String], from old: String) throws {
     for node in nodes {

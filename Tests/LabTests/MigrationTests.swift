@@ -59,8 +59,7 @@ struct MigrationTests {
         let lines = (Files.text(lab.agentLogPath(node)) ?? "").split(separator: "\n")
         for line in lines where line.contains("taken over") { print("migration: \(node): \(line)") }
       }
-      try traffic.expectNothingLost(
-        losingOfUDP: engine == "ebpf" ? 60 : 0, byEBPF: engine == "ebpf", "\(layout) -> \(engine)")
+      try traffic.expectNothingLost(losingOfUDP: engine == "ebpf" ? 60 : 0, "\(layout) -> \(engine)")
 
       for node in Self.nodes {
         let left = try KubeProxyRules.inForce(on: node, of: lab)
@@ -121,15 +120,12 @@ struct MigrationTests {
       flows.append(("\(mode) from \(place) to \(target)", mode == .udp, try lab.startFlows(from: place, spec)))
     }
 
-    /// - Parameter byEBPF: connections that begin while packets are held back may be lost, some in ten thousand: seen on slow
-    ///   machines and not understood yet.
-    func expectNothingLost(losingOfUDP: Int, byEBPF: Bool, _ name: String) throws {
+    func expectNothingLost(losingOfUDP: Int, _ name: String) throws {
       var count = 0
       for (way, work) in probes {
         let report = try work.stop()
         count += report.answered
-        if !report.failures.isEmpty { print("migration: \(name): \(way): \(report.summary)") }
-        #expect(report.failures.count <= (byEBPF ? 2 : 0), "\(name): \(way): \(report.summary)")
+        #expect(report.failures.isEmpty, "\(name): \(way): \(report.summary)")
         #expect(report.backends.count == 2, "\(name): \(way): \(report.backends)")
       }
       let stops = flows.map { flow in (flow.name, flow.isUDP, BackgroundWork { _ in try flow.work.stop() }) }

@@ -179,5 +179,28 @@ extension ServiceBehaviour {
         }
       }
     }
+
+    @Test("of TCP from one port to a Service, through its node port and to its backend itself are three connections")
+    func onePort() throws {
+      // A client whose connections are balanced at their sockets knows better than to use the port again.
+      try ServiceScene.run("one-port", socketLB: "host") { scene in
+        try scene.apply(ServiceSpec(type: "NodePort"))
+        let asker = try scene.clientPod("asker", on: "node1")
+        var port: UInt16 = 20_000
+        for node in ["node1", "node2"] {
+          let backend = try scene.backend("web-\(node)", on: node)
+          try scene.sync()
+          for family in IPFamily.allCases {
+            for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0]] {
+              port += 1
+              try OnePort(from: asker, to: backend, ServiceSpec(type: "NodePort"), family, port: port, order, scene.lab)
+                .expectAnswered("\(node) \(family) \(order)")
+            }
+          }
+          try scene.lab.removePod(backend.name)
+          try scene.sync()
+        }
+      }
+    }
   }
 }

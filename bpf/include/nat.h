@@ -34,25 +34,47 @@ static __always_inline bool same_tuple(const struct tuple *left, const struct tu
 	       left->source_port == right->source_port && left->destination_port == right->destination_port;
 }
 
+/* Of one client with one backend: next to none is taken. */
+#define FREE_PORT_TRIES 8
+
+/* Gives `work->next` a source port that makes it no flow's tuple; a reason where none is found. */
+static __noinline int take_free_port(struct work *work)
+{
+	__u32 start = bpf_get_prandom_u32();
+
+	for (int i = 0; i < FREE_PORT_TRIES; i++) {
+		work->next.source_port = bpf_htons(first_masquerade_port + (start + i * PORT_STRIDE) % masquerade_ports);
+		if (!find_flow(work, &work->next))
+			return REASON_NONE;
+	}
+	return REASON_MASQUERADE_PORTS;
+}
+
 /*
- * A balanced flow: `work->packet.tuple` becomes `work->next`. A reason where another connection of the client has that
- * already: through another Service, or directly. Its next try may get another backend.
+ * A balanced flow: `work->packet.tuple` becomes `work->next`, chosen from `set`; NULL: it is only kept apart from another.
+ * Where another connection of the client has that tuple already, through another Service or directly, for the client two
+ * connections, it becomes one from another port.
  */
 static __always_inline int store_balanced(struct work *work, const struct set_key *set)
 {
 	struct translation *translation = &work->translation;
 	struct translation *known;
+	int reason;
 
-	__builtin_memset(translation, 0, sizeof(*translation));
-	translation->set = *set;
 	if (work->packet.tuple.proto == IPPROTO_TCP && find_flow(work, &work->next)) {
 		reverse(&work->judged, &work->packet.tuple);
 		reverse(&work->lookup, &work->next);
 		work->lookup.step = STEP_SOURCE;
 		known = bpf_map_lookup_elem(&translations, &work->lookup);
-		if (!known || !same_tuple(&known->to, &work->judged))
-			return REASON_MASQUERADE_PORTS;
+		if (!known || !same_tuple(&known->to, &work->judged)) {
+			reason = take_free_port(work);
+			if (reason)
+				return reason;
+		}
 	}
+	__builtin_memset(translation, 0, sizeof(*translation));
+	if (set)
+		translation->set = *set;
 	translation->to = work->next;
 	work->lookup = work->packet.tuple;
 	work->lookup.step = STEP_DESTINATION;

@@ -70,6 +70,8 @@ struct work {
 	/* Whether the flow is one that nobody has answered, and whether one that somebody has, dead or alive, has its key. */
 	__u32 is_attempt;
 	__u32 has_flow;
+	/* The packet's tuple, as it came, is what another connection of its sender was translated to. */
+	__u32 is_taken;
 	struct flow flow;
 	struct event event;
 };

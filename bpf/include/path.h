@@ -14,7 +14,10 @@ static __always_inline bool stands_aside(void)
 	return current_state(STATE_MODE) & MODE_ASIDE;
 }
 
-/* Whether pods' packets wait for a change of engines: one that both engines had a hand in would have been changed twice. */
+/*
+ * Whether packets of pods and Services wait for a change of engines: one that both engines had a hand in would have been
+ * changed twice.
+ */
 static __always_inline bool is_held(void)
 {
 	__u32 until = current_state(STATE_MODE) & ~MODE_ASIDE;
@@ -84,6 +87,16 @@ static __always_inline bool has_moved(const struct work *work, const struct tran
 }
 
 /*
+ * Whether a packet is not of the flow that has its tuple: that one's come to the Service that its client asked for. Its
+ * client has used the port again, for a connection with the backend itself (or one that was balanced at its socket).
+ */
+static __always_inline bool is_of_another(const struct work *work)
+{
+	return work->kind == PACKET_PLAIN && work->packet.tuple.proto == IPPROTO_TCP && !is_answer(work) &&
+	       (work->flow.flags & FLOW_BALANCED);
+}
+
+/*
  * Where a packet comes in: its flow, found under the tuple that it has or the one that it is translated to, which it then
  * has. false where there is none: it is the first.
  */
@@ -100,7 +113,8 @@ static __always_inline bool enter(struct __sk_buff *skb, struct work *work, bool
 		work->is_translated = 0;
 		found = find_flow(work, &work->packet.tuple);
 	}
-	if (found && !work->is_translated)
+	work->is_taken = found && !work->is_translated && is_of_another(work);
+	if (found && !work->is_translated && !work->is_taken)
 		return true;
 	translation = find_translation(work, &work->packet.tuple, STEP_DESTINATION);
 	if (translation && !has_moved(work, translation)) {

@@ -229,7 +229,8 @@ enum {
 
 /*
  * While engines change. Bit 0: another engine has the packet path, let everything pass to it. The others are a time,
- * in 2^24 ns of the monotonic clock: until then what pods send and get is held back. 0: nothing is.
+ * in 2^24 ns of the monotonic clock: until then what pods send and get, and what comes for Services, is held back. 0:
+ * nothing is.
  */
 enum mode { MODE_ASIDE = 1 };
 #define MODE_TIME_SHIFT 24

@@ -88,7 +88,10 @@ public struct TrackedFlows: Sendable {
     // Answers of a balanced flow get the Service's address as their source.
     if value.flags & FlowLayout.balanced != 0 {
       flow.backend = flow.destination
-      if let answers = try translation(original.reversed) { flow.destination = .init(answers.to.first) }
+      if let answers = try translation(original.reversed) {
+        // The client may know it by another port, too.
+        (flow.destination, flow.source) = (.init(answers.to.first), .init(answers.to.second))
+      }
     }
     if value.flags & FlowLayout.masqueraded != 0, let leaving = try translation(original) {
       flow.masqueradedAs = .init(leaving.to.first)

@@ -21,11 +21,50 @@ public struct HandedFlow: Sendable, Hashable {
     (self.isFromHost, self.set) = (isFromHost, set)
   }
 
+  /// The source port that it has between its translations, where its own would make it another flow: see `SeparateFlows`.
+  public fileprivate(set) var innerPort: UInt16?
+
   /// Between destination translation and masquerade: what policy judges.
   public var judged: ConntrackTuple {
-    ConntrackTuple(
+    // With another port but its own address it is not masqueraded: that keeps it apart from another connection.
+    if original.protocolNumber == L4Protocol.tcp.rawValue, !isMasqueraded { return reply.reversed }
+    return ConntrackTuple(
       source: original.source, destination: reply.source, protocolNumber: original.protocolNumber,
-      sourcePort: original.sourcePort, destinationPort: reply.sourcePort)
+      sourcePort: innerPort ?? original.sourcePort, destinationPort: reply.sourcePort)
+  }
+
+  /// Who gets it sees another address.
+  public var isMasqueraded: Bool { reply.destination != original.source }
+}
+
+/// Gives masqueraded flows that are one with another between their translations a tuple of their own. Netfilter tells a
+/// client's connections from one port to a Service and to its node port apart by what they were and what they become;
+/// programs know a flow by what it is in between.
+public struct SeparateFlows {
+  private var innerPorts: [ConntrackTuple: UInt16] = [:]
+  private var taken: Set<ConntrackTuple> = []
+
+  public init() {}
+
+  /// - Parameter flows: what was not given before, or changed since.
+  public mutating func separated(_ flows: [HandedFlow]) -> [HandedFlow] {
+    var result = flows.filter { !$0.isMasqueraded }
+    taken.formUnion(result.map(\.judged))
+    for var flow in flows where flow.isMasqueraded {
+      if let known = innerPorts[flow.original] {
+        flow.innerPort = known
+      } else {
+        // Another that it may have: who gets it tells it from others by that one.
+        var port = flow.reply.destinationPort
+        while !taken.insert(flow.judged).inserted {
+          flow.innerPort = port
+          port = port == .max ? 1 : port + 1
+        }
+        innerPorts[flow.original] = flow.innerPort ?? flow.original.sourcePort
+      }
+      result.append(flow)
+    }
+    return result
   }
 }
 
