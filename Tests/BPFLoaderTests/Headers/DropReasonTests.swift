@@ -68,8 +68,12 @@ import Testing
       (later.fragment, later.extensions) = (4, [.fragment(77, offset: 4)])
       return try scene.deliver("a", later.bytes)
     case .masqueradePorts:
-      _ = try send(.tcp(source: 4500, destination: 8080, .synchronize), to: "b")
-      return try send(.tcp(source: 4500, destination: 80, .synchronize))
+      // An answer whose translation a cache has lost.
+      _ = try send(.tcp(source: 4500, destination: 80, .synchronize))
+      let maps = scene.runner.engine.maps
+      for key in try maps.tracking.translations.keys() { try maps.tracking.translations.remove(key) }
+      let answer = ProbeContent.tcp(source: 8080, destination: 4500, [.synchronize, .acknowledge])
+      return try scene.deliver("b", scene.packet("b", "a", family, answer))
     case .unsupported: return try send(.sctp(source: 4000, destination: 80))
     case .noRoom:
       return try scene.runner.run(

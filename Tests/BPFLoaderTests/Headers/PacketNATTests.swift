@@ -236,12 +236,40 @@ import Testing
         try forgetTranslations()
         let answer = scene.packet("b", "a", family, .udp(source: 8080, destination: 4000))
         findings.expect("\(family): a Service's answer", try scene.travel("b", answer).reason, 11)
-        // A connection of the client's own to the backend, from the port that it then uses for the Service.
-        let direct = scene.packet("a", "b", family, .tcp(source: 4500, destination: 8080, .synchronize))
-        findings.expect("\(family): direct", try scene.send("a", direct), .redirected)
-        let balanced = scene.packet("a", "service", family, .tcp(source: 4500, destination: 80, .synchronize))
-        findings.expect("\(family): the same by the Service", try scene.travel("a", balanced).reason, 11)
         try scene.runner.forgetFlows()
+      }
+    }
+  }
+
+  @Test("connections from one port to a Service and to its backend itself are two, whichever begins")
+  func onePort() throws {
+    try PacketScene.run("nat-one-port", change: Self.cluster) { scene, findings in
+      for family in IPFamily.allCases {
+        for order in [["service", "b"], ["b", "service"]] {
+          var seen: [UInt16] = []
+          for place in order {
+            let what = "\(family), \(order), to \(place)"
+            let port: UInt16 = place == "b" ? 8080 : 80
+            for flags in [ProbeContent.TCPFlags.synchronize, .acknowledge] {
+              let sent = scene.packet("a", place, family, .tcp(source: 4500, destination: port, flags))
+              let got = PacketHeaders(try scene.travel("a", sent).packet(at: .pod(PacketScene.device("b"))) ?? [])
+              guard let got else { return findings.expect("\(what) arrives", false) }
+              findings.expect("\(what): whose", got.source, scene.address("a", family))
+              let source = got.sourcePort ?? 0
+              if flags == .synchronize { seen.append(source) }
+              findings.expect("\(what): from one port", source, seen.last)
+              let answer = scene.packet(
+                "b", "a", family, .tcp(source: 8080, destination: source, [.synchronize, .acknowledge]))
+              let back = PacketHeaders(try scene.travel("b", answer).packet(at: .pod(PacketScene.device("a"))) ?? [])
+              findings.expect("\(what): answered by", back?.source, scene.address(place, family))
+              findings.expect("\(what): answered from", back?.sourcePort, port)
+              findings.expect("\(what): answered to", back?.destinationPort, 4500)
+            }
+          }
+          findings.expect("\(family), \(order): the first keeps its port", seen.first, 4500)
+          findings.expect("\(family), \(order): ports", Set(seen).count, 2)
+          try scene.runner.forgetFlows()
+        }
       }
     }
   }
