@@ -19,12 +19,11 @@ static __always_inline int begin_from_wire(struct __sk_buff *skb, struct work *w
 	__u32 flags = 0;
 	int reason = find_service(work, ORIGIN_OUTSIDE, &flags);
 
-	if (reason || !((flags & FLOW_BALANCED) || work->is_taken))
+	if (reason || !(flags & FLOW_BALANCED))
 		return reason;
-	reason = store_balanced(work, flags & FLOW_BALANCED ? &work->set : NULL);
+	reason = store_balanced(work, &work->set);
 	if (reason)
 		return reason;
-	flags |= FLOW_BALANCED;
 	TELL(skb, work, EVENT_TRANSLATION, FILE_UPLINK);
 	reason = rewrite(skb, work);
 	if (reason)

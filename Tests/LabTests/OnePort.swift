@@ -30,7 +30,8 @@ struct OnePort {
   }
 
   func expectAnswered(_ name: String, atLeast: Int = 5) throws {
-    usleep(150_000)
+    // So that each has something to say; how long it takes is not asked.
+    usleep(300_000)
     let stops = flows.map { flow in (flow.way, BackgroundWork { _ in try flow.work.stop() }) }
     for (way, stop) in stops {
       let report = try #require(try stop.wait().first)

@@ -87,8 +87,10 @@ static __always_inline bool has_moved(const struct work *work, const struct tran
 }
 
 /*
- * Whether a packet is not of the flow that has its tuple: that one's come to the Service that its client asked for. Its
- * client has used the port again, for a connection with the backend itself (or one that was balanced at its socket).
+ * Whether a packet that comes from a pod is not of the flow that has its tuple: that one's come to the Service that its
+ * client asked for. Its client has used the port again, for a connection with the backend itself (or one that was balanced
+ * at its socket). From the wire nobody could tell: a packet comes in twice where one device is above another (VLANs), and
+ * the second time it is translated.
  */
 static __always_inline bool is_of_another(const struct work *work)
 {
@@ -113,7 +115,7 @@ static __always_inline bool enter(struct __sk_buff *skb, struct work *work, bool
 		work->is_translated = 0;
 		found = find_flow(work, &work->packet.tuple);
 	}
-	work->is_taken = found && !work->is_translated && is_of_another(work);
+	work->is_taken = from_pod && found && !work->is_translated && is_of_another(work);
 	if (found && !work->is_translated && !work->is_taken)
 		return true;
 	translation = find_translation(work, &work->packet.tuple, STEP_DESTINATION);

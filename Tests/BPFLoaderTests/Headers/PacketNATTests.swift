@@ -273,4 +273,24 @@ import Testing
       }
     }
   }
+
+  @Test("a packet that comes in by two devices, one above the other, is translated once")
+  func twoDevices() throws {
+    try PacketScene.run("nat-two-devices", change: Self.cluster) { scene, findings in
+      for family in IPFamily.allCases {
+        for flags in [ProbeContent.TCPFlags.synchronize, .acknowledge] {
+          let asked = scene.packet("world", "node", family, .tcp(source: 4000, destination: 30080, flags))
+          let frame = PacketRunner.frame(asked, from: PacketRunner.podMAC)
+          let below = try scene.runner.run(.fromWire, at: PacketRunner.uplink, frame)
+          let above = try scene.runner.run(.fromWire, at: PacketRunner.uplink, below.frame)
+          let what = "\(family), \(flags)"
+          let seen = PacketHeaders(Array(below.frame.dropFirst(14)))
+          findings.expect("\(what): translated", seen?.destination, scene.address("b", family))
+          findings.expect("\(what): passes", above.verdict, .passed)
+          findings.expect("\(what): as it was", above.frame, below.frame)
+        }
+        try scene.runner.forgetFlows()
+      }
+    }
+  }
 }
