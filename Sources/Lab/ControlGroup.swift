@@ -55,8 +55,23 @@ struct ControlGroup: Sendable, Hashable {
     let deadline = monotonicNanoseconds() + UInt64(milliseconds) * 1_000_000
     while exists, isPopulated {
       urge()
-      guard monotonicNanoseconds() < deadline else { throw .timedOut("processes in \(path) do not end") }
+      guard monotonicNanoseconds() < deadline else {
+        throw .timedOut("processes in \(path) do not end: \(occupations.joined(separator: "; "))")
+      }
       usleep(1000)
+    }
+  }
+
+  /// What each thread in the group does: name, state, and where in the kernel it waits.
+  private var occupations: [String] {
+    (Files.text("\(path)/cgroup.threads") ?? "").split(separator: "\n").map { thread in
+      let name = (Files.text("/proc/\(thread)/comm") ?? "gone").filter { $0 != "\n" }
+      let states = (Files.text("/proc/\(thread)/status") ?? "").split(separator: "\n")
+        .filter { $0.hasPrefix("State:") || $0.hasPrefix("TracerPid:") }
+        .map { $0.split(whereSeparator: \.isWhitespace).joined(separator: " ") }
+      let places = (Files.text("/proc/\(thread)/stack") ?? "").split(separator: "\n")
+        .compactMap { $0.split(separator: " ").last?.split(separator: "+").first }
+      return "\(name) (\(thread)) \(states.joined(separator: ", ")) in \(places.joined(separator: " < "))"
     }
   }
 

@@ -74,14 +74,16 @@ extension Lab {
     try endAgent(node, SIGTERM, milliseconds)
   }
 
-  /// SIGKILL: what a crash looks like.
-  public func killAgent(_ node: String) throws { try endAgent(node, SIGKILL, 15_000) }
+  /// SIGKILL: what a crash looks like. How long the kernel takes to end a process (it may be waiting for the disk) is not
+  /// the agent's doing.
+  public func killAgent(_ node: String) throws { try endAgent(node, SIGKILL, 60_000) }
 
   private func endAgent(_ node: String, _ signal: Int32, _ milliseconds: Int) throws {
     _ = try index(ofNode: node)
     let group = state.agentGroup(of: node)
     group.signal(signal)
-    try group.waitUntilEmpty(milliseconds: milliseconds)
+    // Who was being started while the signals went out gets his, too.
+    try group.waitUntilEmpty(milliseconds: milliseconds) { if signal == SIGKILL { group.signal(signal) } }
     members.withLock { $0.agents.removeValue(forKey: node) }?.wait(milliseconds: 1000)
   }
 }
