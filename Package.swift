@@ -173,6 +173,8 @@ let package = Package(
     // Frames that pods forge, for tests.
     .target(
       name: "RawFrames", dependencies: ["NetworkTypes", "CLinux"], path: "Tests/RawFrames", swiftSettings: strict),
+    // Ends plugins amid what they do.
+    .executableTarget(name: "call-killer", path: "Tests/CallKiller"),
     .testTarget(
       name: "CNIPluginTests", dependencies: ["LocalAPI", "Netlink", "PodFilters", "RawFrames", "CLinux"],
       swiftSettings: strict),

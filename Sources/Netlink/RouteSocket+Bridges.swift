@@ -19,11 +19,8 @@ public struct BridgePort: Sendable, Hashable, CustomStringConvertible {
 
 extension RouteSocket {
   public func setBridgePort(index: Int, _ port: BridgePort) throws(NetlinkError) {
-    var header = ifinfomsg()
-    header.ifi_family = UInt8(AF_BRIDGE)
-    header.ifi_index = CInt(clamping: index)
     var message = NetlinkMessageBuilder(type: RTM_SETLINK)
-    message.append(header)
+    message.append(Self.bridgeHeader(index))
     message.nest(IFLA_PROTINFO) {
       $0.attribute(IFLA_BRPORT_MODE, number: UInt8(port.isHairpin ? 1 : 0))
       $0.attribute(IFLA_BRPORT_ISOLATED, number: UInt8(port.isIsolated ? 1 : 0))

@@ -9,11 +9,16 @@ public struct SenderCheck: Sendable, Hashable {
   public let device: String
   let mac: MACAddress
   let addresses: [IPAddress]
+  /// VLANs whose frames are not looked into: what addresses the pod has there, nobody tells.
+  let trunk: [ClosedRange<UInt16>]
   /// The agent's engine asks for the source of each IP packet, names and counts what it drops: that is then left to it.
   let leavesPacketsToEngine: Bool
 
-  public init(device: String, mac: MACAddress, addresses: [IPAddress], leavesPacketsToEngine: Bool) {
-    (self.device, self.mac, self.addresses) = (device, mac, addresses)
+  public init(
+    device: String, mac: MACAddress, addresses: [IPAddress], trunk: [ClosedRange<UInt16>] = [],
+    leavesPacketsToEngine: Bool
+  ) {
+    (self.device, self.mac, self.addresses, self.trunk) = (device, mac, addresses, trunk)
     self.leavesPacketsToEngine = leavesPacketsToEngine
   }
 
@@ -24,7 +29,16 @@ public struct SenderCheck: Sendable, Hashable {
 
   /// Who gets to the end is dropped.
   var rules: [[FilterExpression]] {
-    addresses.filter { $0.family == .v4 }.flatMap(rulesV4) + rulesV6 + [Self.drop]
+    addresses.filter { $0.family == .v4 }.flatMap(rulesV4) + rulesV6 + trunk.map(rule) + [Self.drop]
+  }
+
+  /// Frames of these VLANs, from our hardware address.
+  private func rule(for ids: ClosedRange<UInt16>) -> [FilterExpression] {
+    // Besides the VLAN's number it has a priority.
+    func tag(_ comparison: FilterExpression.Comparison, _ id: UInt16) -> FilterExpression {
+      .masked(.link, offset: 14, mask: [0x0f, 0xff], comparison, Self.bytes(id))
+    }
+    return [frame(EtherType.vlan), tag(.atLeast, ids.lowerBound), tag(.atMost, ids.upperBound)] + Self.accept
   }
 
   /// From our hardware address, with this payload.
@@ -126,6 +140,7 @@ private enum EtherType {
   static let ipv4: UInt16 = 0x0800
   static let arp: UInt16 = 0x0806
   static let ipv6: UInt16 = 0x86dd
+  static let vlan: UInt16 = 0x8100
 }
 
 private enum ICMPv6 {

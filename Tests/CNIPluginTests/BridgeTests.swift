@@ -186,7 +186,7 @@ struct BridgeTests {
   @Test(
     "what the shape does not have is refused by name",
     arguments: [
-      ("requireAgent", true, 7), ("vlan", 5, 2), ("vlanTrunk", [["id": 5]], 2), ("bridge", "a/b", 7),
+      ("requireAgent", true, 7), ("disableContainerInterface", true, 2), ("bridge", "a/b", 7),
       ("isGateway", "yes", 7), ("runtimeConfig", ["portMappings": [["hostPort": 80, "containerPort": 80]]], 2),
     ] as [(String, JSONValue, Int64)])
   func refused(key: String, value: JSONValue, code: Int64) throws {

@@ -5,33 +5,123 @@ import NetworkTypes
 import Synchronization
 import Testing
 
-/// A runtime kills with SIGKILL wherever the plugin is. Here it is killed at each system call of its main thread, one after the
-/// other, and then whoever cleans up has to find everything. (What happens in the pod's namespace is done by short-lived
-/// threads, whose calls strace cannot count together with these: `CrashTests` kill there at random.)
-@Suite("Killed at every system call of its main thread")
+/// A runtime kills with SIGKILL wherever the plugin is. Here it is killed at each system call of a whole run, of whatever thread,
+/// one after the other, and then whoever cleans up has to find everything.
+@Suite("Killed at every system call")
 struct CrashMatrixTests {
-  private static let strace = "/usr/bin/strace"
-  /// Without strace there is nothing to test with; where somebody insists on all tests, its absence is a failure.
-  static var canTrace: Bool {
-    access(strace, X_OK) == 0 || getenv("CI") != nil || getenv("SLUICE_BIN_DIR") != nil
-  }
+  /// What is attached.
+  enum Kind: String, CaseIterable, CustomStringConvertible {
+    case routed
+    case bridge = "bridge with gateway, masquerading and isolation"
+    case shaped = "bandwidth and host ports"
+    case elsewhere = "addresses by host-local"
+    case agent = "with an agent, host ports and bandwidth"
 
-  private struct Point: Sendable, CustomStringConvertible {
-    var call: String
-    var number: Int
-    var description: String { "\(call) \(number)" }
+    var description: String { rawValue }
 
-    var tracer: [String] {
-      [strace, "-qq", "-o", "/dev/null", "-e", "trace=\(call)", "-e", "inject=\(call):signal=KILL:when=\(number)"]
+    /// Each way to clean up is tried at each point for the first, where there is time; else they take turns.
+    var triesAll: Bool { self == .routed && getenv("SLUICE_SHARED_MACHINE") == nil }
+    /// Where two suites share a machine, every second point of the others: odd ones or even ones, by chance.
+    var stride: Int { self == .routed || getenv("SLUICE_SHARED_MACHINE") == nil ? 1 : 2 }
+    /// Debian's knows no newer one, so nothing of GC.
+    var version: String { self == .elsewhere ? "1.0.0" : "1.1.0" }
+
+    func config(_ node: Node) -> JSONValue {
+      let rest: JSONObject = [
+        "portMappings": [
+          ["hostPort": 8080, "containerPort": 80, "protocol": "tcp"],
+          ["hostPort": 8053, "containerPort": 53, "protocol": "udp"],
+        ],
+        "bandwidth": [
+          "ingressRate": 8_000_000, "ingressBurst": 800_000, "egressRate": 8_000_000, "egressBurst": 800_000,
+        ],
+      ]
+      switch self {
+      case .routed: return node.config()
+      case .bridge:
+        return node.config([
+          "mode": "bridge", "bridge": "br-test", "isDefaultGateway": true, "ipMasq": true, "isolation": true,
+        ])
+      case .shaped: return node.config(["runtimeConfig": .object(rest)])
+      case .elsewhere:
+        return node.config(
+          version: version,
+          [
+            "ipam": [
+              "type": "host-local", "dataDir": .string("\(node.folder)/host-local"),
+              "ranges": [[["subnet": "10.77.0.0/24"]], [["subnet": "fd00:77::/64"]]],
+            ]
+          ])
+      case .agent: return node.config(["requireAgent": true, "runtimeConfig": .object(rest)])
+      }
     }
   }
 
+  /// A node, a pod, and an agent where there is one.
+  private struct Scene {
+    let node: Node
+    let pod: Pod
+    let config: JSONValue
+    let agent: FakeAgent?
+
+    init(_ kind: Kind) throws {
+      node = try Node()
+      pod = try Pod()
+      config = kind.config(node)
+      agent = kind == .agent ? try node.startAgent() : nil
+    }
+
+    func run(_ command: String, under tracer: [String] = []) throws -> Outcome {
+      let isCollection = command == "GC"
+      var config = config.objectValue ?? [:]
+      if isCollection { config["cni.dev/valid-attachments"] = [] }
+      let outcome = try node.start(
+        command, isCollection ? "" : "c1", netns: isCollection ? "" : pod.path, .object(config),
+        extra: ["CNI_PATH": "/usr/lib/cni"].merging(isCollection ? ["CNI_IFNAME": ""] : [:]) { $1 }, under: tracer
+      ).finish()
+      withExtendedLifetime(self) {}
+      return outcome
+    }
+
+    func succeed(_ command: String, under tracer: [String] = []) throws -> Outcome {
+      let outcome = try run(command, under: tracer)
+      try #require(outcome.exitCode == 0, "\(outcome)")
+      return outcome
+    }
+
+    func leftovers() throws -> Set<String> {
+      var found = try node.leftovers() + pod.links().filter { $0 != "lo" }.map { "in the pod: \($0)" }
+      let filter = try FilterSocket(in: node.network.namespace)
+      for family in [FilterTable.Family.ipv4, .ipv6] {
+        found += try filter.chains(in: FilterTable(family, "sluice-cni")).map { "chain \($0) of \(family)" }
+      }
+      let held = (try? LocalFile.names(in: "\(node.folder)/host-local/pods")) ?? []
+      found += held.filter { $0 != "lock" && !$0.hasPrefix("last_reserved_ip") }.map { "held by host-local: \($0)" }
+      return Set(found)
+    }
+  }
+
+  /// Beside the tests' own program.
+  private static let killer: String = {
+    var path = [CChar](repeating: 0, count: 4096)
+    let length = readlink("/proc/self/exe", &path, path.count)
+    let bytes = path.prefix(max(length, 0)).map { UInt8(bitPattern: $0) }
+    return String(decoding: bytes, as: UTF8.self).split(separator: "/").dropLast().reduce("") { "\($0)/\($1)" }
+      + "/call-killer"
+  }()
+
+  private static func tracer(_ number: Int) -> [String] { [killer, "\(number)"] }
+
   /// Who finds what a killed plugin has left.
-  private enum Cleaner: CaseIterable {
+  private enum Cleaner {
     case delete
     case collectGarbage
     /// The same ADD again, where the pod does not have the interface yet, and its DEL.
     case again
+
+    static func all(after command: String, _ kind: Kind) -> [Cleaner] {
+      [.delete] + (kind.version == "1.1.0" ? [.collectGarbage] : []) + (command == "ADD" ? [.again] : [])
+    }
   }
 
   private struct Tally: Sendable {
@@ -46,88 +136,90 @@ struct CrashMatrixTests {
     let tally = Mutex(Tally())
   }
 
-  @Test("ADD and DEL leave nothing that DEL, GC or another ADD does not take away", .enabled(if: canTrace))
-  func matrix() async throws {
+  @Test("ADD and DEL leave nothing that DEL, GC or another ADD does not take away", arguments: Kind.allCases)
+  func matrix(kind: Kind) async throws {
+    let clean = try Scene(kind)
+    _ = try clean.succeed("ADD")
+    _ = try clean.succeed("DEL")
+    // What is the network's stays: a bridge, what masquerades.
+    let allowed = try clean.leftovers()
     for command in ["ADD", "DEL"] {
-      let points = try Self.points(of: command)
-      let cleaners = command == "ADD" ? Cleaner.allCases : [.delete, .collectGarbage]
-      let work = points.flatMap { point in cleaners.map { (point, $0) } }
+      let calls = try Self.calls(of: command, kind)
+      let cleaners = Cleaner.all(after: command, kind)
+      // Whose turn it is at which point differs from run to run.
+      let turn = Int.random(in: 0..<cleaners.count)
+      let points = stride(from: Int.random(in: 0..<kind.stride), to: calls.count, by: kind.stride)
+      let work = points.flatMap { index in
+        (kind.triesAll ? cleaners : [cleaners[(index + turn) % cleaners.count]]).map { (index, $0) }
+      }
       let progress = Progress()
       // Most of the time is the kernel's, which waits before it removes a device.
       await withTaskGroup(of: Void.self) { group in
-        for _ in 0..<4 {
+        for _ in 0..<6 {
           group.addTask {
             while true {
-              let index = progress.next.add(1, ordering: .relaxed).oldValue
-              guard index < work.count else { return }
-              let (point, cleaner) = work[index]
+              let next = progress.next.add(1, ordering: .relaxed).oldValue
+              guard next < work.count else { return }
+              let (index, cleaner) = work[next]
+              let place = "\(command) killed at call \(index + 1), \(calls[index]), then \(cleaner)"
               do {
-                let (wasKilled, leak) = try Self.run(command, point, cleaner)
+                let (wasKilled, leak) = try Self.run(command, kind, killedAt: index + 1, cleaner, allowed)
                 progress.tally.withLock { tally in
                   if wasKilled { tally.killed += 1 } else { tally.late += 1 }
-                  if let leak { tally.leaks.append("\(command) killed at \(point), then \(cleaner): \(leak)") }
+                  if let leak { tally.leaks.append("\(place): \(leak)") }
                 }
               } catch {
-                progress.tally.withLock { $0.leaks.append("\(command) at \(point), \(cleaner): \(error)") }
+                progress.tally.withLock { $0.leaks.append("\(place): \(error)") }
               }
             }
           }
         }
       }
       let result = progress.tally.withLock { $0 }
-      let calls = Dictionary(points.map { ($0.call, 1) }, uniquingKeysWith: +).sorted { $0.value > $1.value }
+      let ofMain = calls.count { $0.hasPrefix("0 ") }
       print(
-        "crash matrix: \(command): \(points.count) system calls x \(cleaners.count) ways to clean up: killed \(result.killed), "
-          + "over before \(result.late), leaked \(result.leaks.count)")
-      print("crash matrix: \(command): \(calls.map { "\($0.key) \($0.value)" }.joined(separator: ", "))")
+        "crash matrix: \(kind): \(command): \(calls.count) system calls, \(calls.count - ofMain) of them not the main "
+          + "thread's, \(kind.stride == 1 ? "all" : "every second") tried: killed \(result.killed) of \(work.count), over "
+          + "before \(result.late), leaked \(result.leaks.count)")
+      let names = Dictionary(calls.map { ($0.split(separator: " ").last ?? "", 1) }, uniquingKeysWith: +)
+      let most = names.sorted { ($1.value, $0.key) < ($0.value, $1.key) }
+      print("crash matrix: \(kind): \(command): \(most.map { "\($0.key) \($0.value)" }.joined(separator: ", "))")
       #expect(result.leaks.isEmpty, "\(result.leaks.prefix(10).joined(separator: "\n"))")
       #expect(result.killed >= work.count * 9 / 10, "most kills have to hit")
-      #expect(points.count > 50, "a plugin that does nothing leaves nothing")
+      #expect(calls.count > 50, "a plugin that does nothing leaves nothing")
+      #expect(command == "DEL" || ofMain < calls.count, "what is done in the pod is done by other threads")
     }
   }
 
-  /// Each system call of a whole run, by name and how many there were of it before.
-  private static func points(of command: String) throws -> [Point] {
-    let (node, pod) = (try Node(), try Pod())
-    if command == "DEL" { try node.add("c1", pod) }
-    let trace = "\(node.folder)/trace"
-    let outcome = try node.start(command, netns: pod.path, under: [strace, "-qq", "-o", trace]).finish()
-    try #require(outcome.exitCode == 0, "\(outcome)")
-    var counts: [String: Int] = [:]
-    var points: [Point] = []
-    let text = String(decoding: try #require(try LocalFile.read(trace)), as: UTF8.self)
-    for line in text.split(separator: "\n") {
-      let call = String(line.prefix { $0 == "_" || $0.isLetter || $0.isNumber })
-      // The first is the tracer's own, that starts the plugin.
-      guard !call.isEmpty, line.dropFirst(call.utf8.count).first == "(", call != "execve", call != "exit_group" else {
-        continue
-      }
-      counts[call, default: 0] += 1
-      points.append(Point(call: call, number: counts[call] ?? 1))
+  /// Each system call of a whole run in its order: the thread's number and the call's name.
+  private static func calls(of command: String, _ kind: Kind) throws -> [String] {
+    let scene = try Scene(kind)
+    if command == "DEL" { _ = try scene.succeed("ADD") }
+    return try scene.succeed(command, under: tracer(0)).notes.split(separator: "\n").map(String.init).filter { line in
+      let words = line.split(separator: " ")
+      return words.count == 2 && Int(words[0]) != nil
     }
-    withExtendedLifetime(pod) {}
-    return points
   }
 
   /// - Returns: whether the plugin was killed, and what was left after the cleaning.
-  private static func run(_ command: String, _ point: Point, _ cleaner: Cleaner) throws -> (Bool, String?) {
-    let (node, pod) = (try Node(), try Pod())
-    if command == "DEL" { try node.add("c1", pod) }
-    let outcome = try node.start(command, netns: pod.path, under: point.tracer).finish()
+  private static func run(
+    _ command: String, _ kind: Kind, killedAt number: Int, _ cleaner: Cleaner, _ allowed: Set<String>
+  ) throws -> (Bool, String?) {
+    let scene = try Scene(kind)
+    if command == "DEL" { _ = try scene.succeed("ADD") }
+    let outcome = try scene.run(command, under: tracer(number))
     let wasKilled = outcome.exitCode == nil
     if !wasKilled, outcome.exitCode != 0 { return (false, "\(outcome)") }
     var ends: [Outcome] = []
     switch cleaner {
-    case .delete: ends.append(try node.run("DEL", in: pod))
-    case .collectGarbage:
-      let everything = node.config(["cni.dev/valid-attachments": []])
-      ends.append(try node.run("GC", "", everything, extra: ["CNI_IFNAME": ""]))
+    case .delete: ends.append(try scene.run("DEL"))
+    case .collectGarbage: ends.append(try scene.run("GC"))
     case .again:
-      if try !pod.links().contains("eth0") { ends.append(try node.run("ADD", in: pod)) }
-      ends.append(try node.run("DEL", in: pod))
+      if try !scene.pod.links().contains("eth0") { ends.append(try scene.run("ADD")) }
+      ends.append(try scene.run("DEL"))
     }
     if let failed = ends.first(where: { $0.exitCode != 0 }) { return (wasKilled, "\(failed)") }
-    let left = try node.leftovers() + pod.links().filter { $0 != "lo" }.map { "in the pod: \($0)" }
+    let left = try scene.leftovers().subtracting(allowed).sorted()
     return (wasKilled, left.isEmpty ? nil : left.joined(separator: ", "))
   }
 }

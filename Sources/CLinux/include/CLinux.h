@@ -5,6 +5,7 @@
 #include <linux/fib_rules.h>
 #include <linux/genetlink.h>
 #include <linux/if_addr.h>
+#include <linux/if_bridge.h>
 #include <linux/if_link.h>
 #include <linux/if_packet.h>
 #include <linux/netfilter/nfnetlink.h>

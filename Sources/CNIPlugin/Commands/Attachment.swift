@@ -58,7 +58,8 @@ enum Attachment {
         try requireFreeHostPorts(settings.portMappings, owner, config, node)
         try kernel { try HostPorts(of: devices.hostInterface).open(settings.portMappings, to: addresses) }
         let check = SenderCheck(
-          device: devices.hostInterface, mac: devices.podMAC, addresses: addresses, leavesPacketsToEngine: false)
+          device: devices.hostInterface, mac: devices.podMAC, addresses: addresses, trunk: settings.mode.trunk,
+          leavesPacketsToEngine: false)
         _ = try kernel { try SenderChains().install(check) }
       }
       try kernel { try shape.open(network, in: target.namespace, pod: pod, node: node) }

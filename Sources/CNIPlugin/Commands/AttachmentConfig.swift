@@ -8,6 +8,8 @@ struct AttachmentConfig {
     case bridge(BridgeSettings)
 
     var isBridge: Bool { if case .bridge = self { true } else { false } }
+    /// VLANs that the pod may put tags of on its frames.
+    var trunk: [ClosedRange<UInt16>] { if case .bridge(let settings) = self { settings.vlans.trunk } else { [] } }
   }
 
   let mode: Mode

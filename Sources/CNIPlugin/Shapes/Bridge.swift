@@ -5,13 +5,15 @@ import NetworkTypes
 
 /// The bridge of a network, made by its first pod.
 struct Bridge {
-  let name: String
   let index: Int
-  private let forcesAddress: Bool
+  private let settings: BridgeSettings
+  private let families: Set<IPFamily>
+  private let mtu: Int
+  private var name: String { settings.name }
 
   init(_ settings: BridgeSettings, mtu: Int, families: Set<IPFamily>, _ node: RouteSocket) throws {
-    name = settings.name
-    forcesAddress = settings.forcesAddress
+    (self.settings, self.mtu, self.families) = (settings, mtu, families)
+    let name = settings.name
     var link = try node.link(named: name)
     if link == nil {
       // Its own, or it would take another whenever a port with a smaller one comes or goes.
@@ -27,19 +29,68 @@ struct Bridge {
     guard let link else { throw SystemError(operation: "find bridge", object: name, errno: ENODEV) }
     guard link.kind == "bridge" else { throw CNIError.config("bridge", "\(name) exists and is no bridge") }
     index = link.index
+    if !settings.vlans.isEmpty { try Self.filterVLANs(link, node) }
+    try Self.prepare(name, families)
+    if !link.isUp || settings.isPromiscuous {
+      try node.setLink(index: index, LinkChanges(isUp: true, isPromiscuous: settings.isPromiscuous ? true : nil))
+    }
+  }
+
+  /// Before a device that the node talks by comes up.
+  private static func prepare(_ name: String, _ families: Set<IPFamily>) throws {
     try PodDevices.writeSettings(
       [
         (.v6, "disable_ipv6", "0", families.contains(.v6) ? [name] : []), (.v6, "accept_ra", "0", [name]),
         (.v6, "accept_dad", "0", [name]), (.v6, "accept_redirects", "0", [name]),
         (.v4, "accept_redirects", "0", [name]),
       ], families: families)
-    if !link.isUp || settings.isPromiscuous {
-      try node.setLink(index: index, LinkChanges(isUp: true, isPromiscuous: settings.isPromiscuous ? true : nil))
-    }
   }
 
-  /// Gives it the gateway addresses of the pods' subnets, and has the node forward.
+  /// Without it pods of different VLANs would reach each other: one that others have made gets it, too.
+  private static func filterVLANs(_ bridge: Link, _ node: RouteSocket) throws {
+    guard let filters = try node.filtersVLANs(bridgeIndex: bridge.index) else {
+      throw CNIError(
+        .unsupportedField,
+        "network configuration: vlan and vlanTrunk: this kernel's bridges do not keep VLANs apart "
+          + "(CONFIG_BRIDGE_VLAN_FILTERING)")
+    }
+    if !filters { try node.filterVLANs(bridgeIndex: bridge.index) }
+  }
+
+  /// The node's way into a VLAN: one end of a pair whose other end is a port of it, as the reference plugin makes it and names
+  /// it. What others have made by that name is taken as it is.
+  private func gatewayDevice(of vlan: UInt16, _ node: RouteSocket) throws -> Int {
+    let device = settings.gatewayDevice
+    let digits = StableHash.hex128("vlan\0\(device)")
+    let port = "slv" + digits.prefix(12)
+    if try node.link(named: device) == nil {
+      do throws(NetlinkError) {
+        try node.createVethPair(
+          name: device, mac: PodDevices.mac(digits.dropFirst(12)), mtu: mtu,
+          peer: VethPeer(name: port, mac: PodDevices.mac(digits.dropFirst(22)), mtu: mtu))
+      } catch {
+        guard error.errno == EEXIST else { throw error }
+      }
+    }
+    guard let link = try node.link(named: device) else {
+      throw SystemError(operation: "find the VLAN's device", object: device, errno: ENODEV)
+    }
+    // Who made the pair may be at it still, or was killed: what comes last tells.
+    if let end = try node.link(named: port), !end.isUp || end.masterIndex != index || !link.isUp {
+      try PodDevices.writeSettings([(.v6, "disable_ipv6", "1", [port])], families: [])
+      try node.setLink(index: end.index, LinkChanges(masterIndex: index))
+      try settings.vlans.ofGateway.apply(toPort: end.index, node)
+      try Self.prepare(device, families)
+      try node.setLink(index: link.index, LinkChanges(isUp: true))
+      try node.setLink(index: end.index, LinkChanges(isUp: true))
+    }
+    return link.index
+  }
+
+  /// Gives the node the gateway addresses of the pods' subnets, and has it forward.
   func serve(_ addresses: [(of: PodAddress, gateway: IPAddress?)], _ node: RouteSocket) throws {
+    let name = settings.gatewayDevice
+    let index = try settings.vlans.access.map { try gatewayDevice(of: $0, node) } ?? index
     let present = try node.addresses(interfaceIndex: index).filter { $0.scope == 0 }.map(\.address)
     for (address, gateway) in addresses {
       guard let gateway,
@@ -47,7 +98,7 @@ struct Bridge {
       else { continue }
       if !present.contains(wanted) {
         for other in present where address.subnet.contains(other.address) {
-          guard forcesAddress else {
+          guard settings.forcesAddress else {
             throw CNIError.config("bridge", "\(name) has \(other) already, not \(wanted); see forceAddress")
           }
           try node.deleteAddress(other, interfaceIndex: index)

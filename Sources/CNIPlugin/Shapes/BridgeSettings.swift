@@ -16,6 +16,10 @@ struct BridgeSettings: Hashable {
   let isPromiscuous: Bool
   /// Pods reach the node, not each other.
   let isIsolated: Bool
+  let vlans: VLANSettings
+
+  /// Of the node, with the gateway addresses: the bridge, or what leads into the pods' VLAN.
+  var gatewayDevice: String { vlans.access.map { "\(name).\($0)" } ?? name }
 
   init(_ fields: ConfigFields) throws(CNIError) {
     let name = try fields.string("bridge") ?? ""
@@ -30,10 +34,13 @@ struct BridgeSettings: Hashable {
     let isolation = try fields.bool("isolation")
     isIsolated = try fields.bool("portIsolation") ?? isolation ?? false
     guard !(isHairpin && isPromiscuous) else { throw .config("promiscMode", "and hairpinMode exclude each other") }
+    vlans = try VLANSettings(fields)
     // What we do not do is not passed over in silence.
-    for key in ["vlan", "vlanTrunk", "disableContainerInterface"] {
-      guard let json = fields.object[key], ![.null, false, 0, []].contains(json) else { continue }
-      throw .unsupported(key, json.serialized(), "the bridge shape does not have it")
+    if try fields.bool("disableContainerInterface") == true {
+      throw .unsupported("disableContainerInterface", "true", "the bridge shape does not have it")
+    }
+    if isGateway, let reason = Invocation.interfaceNameFault(gatewayDevice) {
+      throw .config("bridge", "the gateway's device '\(gatewayDevice)' \(reason)")
     }
   }
 }

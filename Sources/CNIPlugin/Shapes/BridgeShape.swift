@@ -28,7 +28,10 @@ struct BridgeShape: Shape {
     }
   }
 
-  func otherDevices(node: RouteSocket) throws -> [Link] { try node.link(named: settings.name).map { [$0] } ?? [] }
+  func otherDevices(node: RouteSocket) throws -> [Link] {
+    let hasOwn = settings.isGateway && settings.gatewayDevice != settings.name
+    return try ([settings.name] + (hasOwn ? [settings.gatewayDevice] : [])).compactMap { try node.link(named: $0) }
+  }
 
   // MARK: Attach
 
@@ -48,6 +51,7 @@ struct BridgeShape: Shape {
     try node.setLink(index: host.index, LinkChanges(masterIndex: bridge.index))
     try node.setBridgePort(
       index: host.index, BridgePort(isHairpin: settings.isHairpin, isIsolated: settings.isIsolated))
+    try settings.vlans.apply(toPort: host.index, node)
 
     let link = try devices.openPodEnd(families: network.families, in: namespace, pod: pod)
     for address in network.addresses {
@@ -82,12 +86,16 @@ struct BridgeShape: Shape {
     guard ports == BridgePort(isHairpin: settings.isHairpin, isIsolated: settings.isIsolated) else {
       return "\(host.name) is a port with other settings: \(ports.map { "\($0)" } ?? "none")"
     }
+    if let fault = try settings.vlans.fault(ofPort: host.index, node) { return "\(host.name) \(fault)" }
     if settings.isGateway {
-      let subnets = try node.addresses(interfaceIndex: bridge.index).compactMap {
+      guard let gateway = try node.link(named: settings.gatewayDevice), gateway.isUp else {
+        return "the node has no \(settings.gatewayDevice) that is up"
+      }
+      let subnets = try node.addresses(interfaceIndex: gateway.index).compactMap {
         CIDR($0.address.address, prefixLength: $0.address.prefixLength)
       }
       if let lonely = addresses.first(where: { address in !subnets.contains { $0.contains(address) } }) {
-        return "\(settings.name) has no gateway address for \(lonely)"
+        return "\(settings.gatewayDevice) has no gateway address for \(lonely)"
       }
     }
     if settings.masquerades, try !Masquerade(network: network).isThere(Set(addresses.map(\.family))) {
