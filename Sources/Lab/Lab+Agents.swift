@@ -70,7 +70,7 @@ extension Lab {
   }
 
   /// SIGTERM, then waits for the end.
-  public func stopAgent(_ node: String, milliseconds: Int = 10_000) throws {
+  public func stopAgent(_ node: String, milliseconds: Int = 30_000) throws {
     try endAgent(node, SIGTERM, milliseconds)
   }
 

@@ -16,25 +16,39 @@ public struct PortVLAN: Sendable, Hashable {
 
   /// All there are.
   public static let ids: ClosedRange<UInt16> = 1...4094
+  /// Of IEEE 802.1Q.
+  public static let tagType: UInt16 = 0x8100
+}
+
+/// What a bridge does with VLANs.
+public struct BridgeVLANs: Sendable, Hashable {
+  /// It keeps them apart.
+  public var isFiltering: Bool
+  /// Type of the frames that have a tag.
+  public var tagType: UInt16
+  /// What ports are of that nobody told otherwise; 0: none.
+  public var defaultID: UInt16
 }
 
 extension RouteSocket {
-  /// Whether a bridge keeps VLANs apart; nil where the kernel cannot.
-  public func filtersVLANs(bridgeIndex: Int) throws(NetlinkError) -> Bool? {
+  /// nil where the kernel's bridges cannot keep VLANs apart.
+  public func bridgeVLANs(index: Int) throws(NetlinkError) -> BridgeVLANs? {
     var message = NetlinkMessageBuilder(type: RTM_GETLINK)
     var header = ifinfomsg()
-    header.ifi_index = CInt(clamping: bridgeIndex)
+    header.ifi_index = CInt(clamping: index)
     message.append(header)
     let operation = "look up bridge"
-    let answers = try Self.decode(
-      try socket.request(message, operation: operation, object: "#\(bridgeIndex)"), RTM_NEWLINK, operation
-    ) { message throws(MalformedNetlink) -> UInt8? in
+    return try Self.decode(
+      try socket.request(message, operation: operation, object: "#\(index)"), RTM_NEWLINK, operation
+    ) { message throws(MalformedNetlink) -> BridgeVLANs? in
       let bridge = try message.attributes(after: ifinfomsg.self).nested(IFLA_LINKINFO)?.nested(IFLA_INFO_DATA)
-      // Without CONFIG_BRIDGE_VLAN_FILTERING it says that it does not, and takes no notice of who asks for it.
-      guard let bridge, bridge.last(IFLA_BR_VLAN_PROTOCOL) != nil else { return nil }
-      return try bridge.number(IFLA_BR_VLAN_FILTERING, as: UInt8.self)
-    }
-    return answers.first.map { $0 != 0 }
+      // Without CONFIG_BRIDGE_VLAN_FILTERING it says that it does not filter, and takes no notice of who asks for it.
+      guard let bridge, let tagType = try bridge.number(IFLA_BR_VLAN_PROTOCOL, as: UInt16.self) else { return nil }
+      return BridgeVLANs(
+        isFiltering: try bridge.number(IFLA_BR_VLAN_FILTERING, as: UInt8.self) == 1,
+        tagType: UInt16(bigEndian: tagType),
+        defaultID: try bridge.number(IFLA_BR_VLAN_DEFAULT_PVID, as: UInt16.self) ?? 0)
+    }.first
   }
 
   /// Has a bridge keep VLANs apart. Its ports are all of the default one (1) until they are told otherwise.
@@ -100,7 +114,8 @@ extension RouteSocket {
     return header
   }
 
-  /// The VLANs of a port, by number; none where its bridge does not keep them apart. The kernel lists those of all ports.
+  /// The VLANs of a port, by number, whether its bridge keeps them apart or not. The kernel lists those of all ports, and may
+  /// leave one out where another goes away meanwhile.
   public func vlans(portIndex: Int) throws(NetlinkError) -> [PortVLAN] {
     var message = NetlinkMessageBuilder(type: RTM_GETLINK)
     message.append(Self.bridgeHeader(0))

@@ -32,13 +32,16 @@ public struct SenderCheck: Sendable, Hashable {
     addresses.filter { $0.family == .v4 }.flatMap(rulesV4) + rulesV6 + trunk.map(rule) + [Self.drop]
   }
 
-  /// Frames of these VLANs, from our hardware address.
+  /// Frames of these VLANs, from our hardware address. A second tag behind the first might count where the first is taken off.
   private func rule(for ids: ClosedRange<UInt16>) -> [FilterExpression] {
     // Besides the VLAN's number it has a priority.
     func tag(_ comparison: FilterExpression.Comparison, _ id: UInt16) -> FilterExpression {
       .masked(.link, offset: 14, mask: [0x0f, 0xff], comparison, Self.bytes(id))
     }
-    return [frame(EtherType.vlan), tag(.atLeast, ids.lowerBound), tag(.atMost, ids.upperBound)] + Self.accept
+    let inner = [EtherType.vlan, EtherType.providerVLAN].map {
+      FilterExpression.payload(.link, offset: 16, .unequal, Self.bytes($0))
+    }
+    return [frame(EtherType.vlan), tag(.atLeast, ids.lowerBound), tag(.atMost, ids.upperBound)] + inner + Self.accept
   }
 
   /// From our hardware address, with this payload.
@@ -141,6 +144,7 @@ private enum EtherType {
   static let arp: UInt16 = 0x0806
   static let ipv6: UInt16 = 0x86dd
   static let vlan: UInt16 = 0x8100
+  static let providerVLAN: UInt16 = 0x88a8
 }
 
 private enum ICMPv6 {

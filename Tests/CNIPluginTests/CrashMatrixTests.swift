@@ -16,13 +16,38 @@ struct CrashMatrixTests {
     case shaped = "bandwidth and host ports"
     case elsewhere = "addresses by host-local"
     case agent = "with an agent, host ports and bandwidth"
+    case vlan = "bridge with gateway in a VLAN"
+
+    /// This kernel's bridges may not keep VLANs apart; those of `scripts/vm-test` do.
+    static var possible: [Kind] {
+      if getenv("SLUICE_OWN_MACHINE") != nil { return [.vlan] }
+      return VLANTests.isPossible ? allCases : allCases.filter { $0 != .vlan }
+    }
 
     var description: String { rawValue }
 
     /// Each way to clean up is tried at each point for the first, where there is time; else they take turns.
     var triesAll: Bool { self == .routed && getenv("SLUICE_SHARED_MACHINE") == nil }
     /// Where two suites share a machine, every second point of the others: odd ones or even ones, by chance.
-    var stride: Int { self == .routed || getenv("SLUICE_SHARED_MACHINE") == nil ? 1 : 2 }
+    /// Emulated, every 24th.
+    var stride: Int {
+      if getenv("SLUICE_OWN_MACHINE") != nil { return 24 }
+      return self == .routed || getenv("SLUICE_SHARED_MACHINE") == nil ? 1 : 2
+    }
+
+    /// The network's own, which stays when its pods go; and whom the node has met there.
+    func isShared(_ thing: String) -> Bool {
+      switch self {
+      case .bridge, .vlan:
+        ["br-test", "br-test.5"].contains(thing) || thing.hasPrefix("chain masquerade-") || thing.hasPrefix("slv")
+          || thing.contains(" dev #") || thing.hasPrefix("neighbour ")
+      case .routed, .shaped, .elsewhere, .agent: false
+      }
+    }
+
+    /// What a pod reaches where its network was made whole.
+    var gateways: [String] { self == .bridge || self == .vlan ? ["10.77.0.1", "fd00:77::1"] : [] }
+
     /// Debian's knows no newer one, so nothing of GC.
     var version: String { self == .elsewhere ? "1.0.0" : "1.1.0" }
 
@@ -42,6 +67,8 @@ struct CrashMatrixTests {
         return node.config([
           "mode": "bridge", "bridge": "br-test", "isDefaultGateway": true, "ipMasq": true, "isolation": true,
         ])
+      case .vlan:
+        return node.config(["mode": "bridge", "bridge": "br-test", "vlan": 5, "isDefaultGateway": true])
       case .shaped: return node.config(["runtimeConfig": .object(rest)])
       case .elsewhere:
         return node.config(
@@ -89,6 +116,13 @@ struct CrashMatrixTests {
       return outcome
     }
 
+    /// Whether a file can be without a name (`O_TMPFILE`), and so be gone with who made it: an overlay has it since Linux 6.3.
+    private var hasNamelessFiles: Bool {
+      let descriptor = open(node.folder, 0o20000000 | O_DIRECTORY | O_WRONLY | O_CLOEXEC, 0o600)
+      defer { if descriptor >= 0 { close(descriptor) } }
+      return descriptor >= 0
+    }
+
     func leftovers() throws -> Set<String> {
       var found = try node.leftovers() + pod.links().filter { $0 != "lo" }.map { "in the pod: \($0)" }
       let filter = try FilterSocket(in: node.network.namespace)
@@ -97,7 +131,8 @@ struct CrashMatrixTests {
       }
       let held = (try? LocalFile.names(in: "\(node.folder)/host-local/pods")) ?? []
       found += held.filter { $0 != "lock" && !$0.hasPrefix("last_reserved_ip") }.map { "held by host-local: \($0)" }
-      return Set(found)
+      // Elsewhere it has a hidden name, by which a reservation finds it a minute later.
+      return Set(hasNamelessFiles ? found : found.filter { !$0.hasPrefix(".new.") })
     }
   }
 
@@ -136,13 +171,13 @@ struct CrashMatrixTests {
     let tally = Mutex(Tally())
   }
 
-  @Test("ADD and DEL leave nothing that DEL, GC or another ADD does not take away", arguments: Kind.allCases)
+  @Test("ADD and DEL leave nothing that DEL, GC or another ADD does not take away", arguments: Kind.possible)
   func matrix(kind: Kind) async throws {
     let clean = try Scene(kind)
     _ = try clean.succeed("ADD")
     _ = try clean.succeed("DEL")
-    // What is the network's stays: a bridge, what masquerades.
-    let allowed = try clean.leftovers()
+    let left = try clean.leftovers().filter { !kind.isShared($0) }
+    try #require(left.isEmpty, "\(left)")
     for command in ["ADD", "DEL"] {
       let calls = try Self.calls(of: command, kind)
       let cleaners = Cleaner.all(after: command, kind)
@@ -163,7 +198,7 @@ struct CrashMatrixTests {
               let (index, cleaner) = work[next]
               let place = "\(command) killed at call \(index + 1), \(calls[index]), then \(cleaner)"
               do {
-                let (wasKilled, leak) = try Self.run(command, kind, killedAt: index + 1, cleaner, allowed)
+                let (wasKilled, leak) = try Self.run(command, kind, killedAt: index + 1, cleaner)
                 progress.tally.withLock { tally in
                   if wasKilled { tally.killed += 1 } else { tally.late += 1 }
                   if let leak { tally.leaks.append("\(place): \(leak)") }
@@ -179,7 +214,7 @@ struct CrashMatrixTests {
       let ofMain = calls.count { $0.hasPrefix("0 ") }
       print(
         "crash matrix: \(kind): \(command): \(calls.count) system calls, \(calls.count - ofMain) of them not the main "
-          + "thread's, \(kind.stride == 1 ? "all" : "every second") tried: killed \(result.killed) of \(work.count), over "
+          + "thread's, \(kind.stride == 1 ? "all" : "one in \(kind.stride)") tried: killed \(result.killed) of \(work.count), over "
           + "before \(result.late), leaked \(result.leaks.count)")
       let names = Dictionary(calls.map { ($0.split(separator: " ").last ?? "", 1) }, uniquingKeysWith: +)
       let most = names.sorted { ($1.value, $0.key) < ($0.value, $1.key) }
@@ -203,7 +238,7 @@ struct CrashMatrixTests {
 
   /// - Returns: whether the plugin was killed, and what was left after the cleaning.
   private static func run(
-    _ command: String, _ kind: Kind, killedAt number: Int, _ cleaner: Cleaner, _ allowed: Set<String>
+    _ command: String, _ kind: Kind, killedAt number: Int, _ cleaner: Cleaner
   ) throws -> (Bool, String?) {
     let scene = try Scene(kind)
     if command == "DEL" { _ = try scene.succeed("ADD") }
@@ -215,11 +250,18 @@ struct CrashMatrixTests {
     case .delete: ends.append(try scene.run("DEL"))
     case .collectGarbage: ends.append(try scene.run("GC"))
     case .again:
-      if try !scene.pod.links().contains("eth0") { ends.append(try scene.run("ADD")) }
+      if try !scene.pod.links().contains("eth0") {
+        ends.append(try scene.run("ADD"))
+        // What the killed one began for the whole network, this one has to end.
+        for gateway in kind.gateways.compactMap({ IPAddress($0) }) {
+          let isReached = try (0..<3).contains { _ in try scene.pod.reaches(gateway, milliseconds: 1500) }
+          if !isReached { return (wasKilled, "the pod does not reach \(gateway): \(ends)") }
+        }
+      }
       ends.append(try scene.run("DEL"))
     }
     if let failed = ends.first(where: { $0.exitCode != 0 }) { return (wasKilled, "\(failed)") }
-    let left = try scene.leftovers().subtracting(allowed).sorted()
+    let left = try scene.leftovers().filter { !kind.isShared($0) }.sorted()
     return (wasKilled, left.isEmpty ? nil : left.joined(separator: ", "))
   }
 }

@@ -94,6 +94,34 @@ struct SenderCheckTests {
     try expect(stage.who.packets, pass: true, stage, counter, "the engine's to drop")
   }
 
+  @Test("in the VLANs of a trunk: whatever it says, from its own hardware address and with one tag; in no other")
+  func trunk() throws {
+    let stage = try stage()
+    let check = SenderCheck(
+      device: stage.device, mac: stage.who.mac, addresses: [stage.who.v4, stage.who.v6], trunk: [7...7, 10...12],
+      leavesPacketsToEngine: false)
+    try node.network.namespace.run { _ = try SenderChains().install(check) }
+    let counter = try FrameCounter(node, stage.device)
+    let (mac, payload) = (stage.who.mac, Frame.arp(.reply, stage.who.mac, stage.who.otherV4, for: stage.who.v4))
+    func tagged(_ tag: [UInt8], from sender: MACAddress? = nil, type: UInt16 = 0x8100, _ inner: [UInt8] = [8, 6])
+      -> Frame
+    {
+      Frame("tag \(tag), inside \(inner), type \(type)", from: sender ?? mac, type: type, tag + inner + payload)
+    }
+    // The tag's first four bits are no part of the VLAN's number.
+    let passing = [[0, 7], [0xe0, 7], [0, 10], [0, 11], [0x60, 12]].map { tagged($0) }
+    try expect(passing + [tagged([0, 7], [0x88, 0xcc])], pass: true, stage, counter, "in the trunk")
+    let dropped =
+      [[0, 6], [0, 8], [0, 9], [0, 13], [0, 0], [0xe0, 0], [0, 1], [1, 7], [0x0f, 0xff]].map { tagged($0) } + [
+        tagged([0, 7], from: stage.who.otherMAC), tagged([0, 7], type: 0x88a8),
+        tagged([0, 7], [0x81, 0, 0, 5, 8, 6]), tagged([0, 7], [0x88, 0xa8, 0, 5, 8, 6]),
+      ]
+    try expect(dropped, pass: false, stage, counter, "not in the trunk")
+    try expect(
+      stage.who.claims + stage.who.probes + stage.who.packets, pass: false, stage, counter, "forged, without a tag")
+    try expect(stage.who.honestPackets + stage.who.honestClaims, pass: true, stage, counter, "of its own")
+  }
+
   @Test("in a bridge as well, before the bridge learns anything")
   func ofBridge() throws {
     let stage = try stage(

@@ -23,36 +23,53 @@ enum { THREADS = 256, NO_THREAD = -1 };
 
 static const char *const names[] = {
 #define CALL(name) [SYS_##name] = #name,
-	CALL(access) CALL(arch_prctl) CALL(bind) CALL(brk) CALL(clone3) CALL(close) CALL(connect) CALL(dup) CALL(execve)
+	CALL(bind) CALL(brk) CALL(clone3) CALL(close) CALL(connect) CALL(dup) CALL(execve)
 	CALL(exit) CALL(exit_group) CALL(fchmod) CALL(fchownat) CALL(fcntl) CALL(fdatasync) CALL(flock) CALL(fstat) CALL(fstatfs)
 	CALL(fsync) CALL(ftruncate) CALL(futex) CALL(getdents64) CALL(getpid) CALL(getrandom) CALL(getsockname) CALL(getsockopt)
-	CALL(gettid) CALL(ioctl) CALL(link) CALL(linkat) CALL(lseek) CALL(madvise) CALL(memfd_create) CALL(mkdir) CALL(mmap) CALL(mprotect)
-	CALL(munmap) CALL(clock_nanosleep) CALL(newfstatat) CALL(open) CALL(openat) CALL(pipe2) CALL(poll) CALL(prctl)
-	CALL(prlimit64) CALL(pwrite64) CALL(read) CALL(readlink) CALL(recvfrom) CALL(recvmsg) CALL(rename) CALL(rseq) CALL(rt_sigaction)
+	CALL(gettid) CALL(ioctl) CALL(linkat) CALL(lseek) CALL(madvise) CALL(memfd_create) CALL(mmap) CALL(mprotect)
+	CALL(munmap) CALL(clock_nanosleep) CALL(newfstatat) CALL(openat) CALL(pipe2) CALL(prctl)
+	CALL(prlimit64) CALL(pwrite64) CALL(read) CALL(recvfrom) CALL(recvmsg) CALL(rseq) CALL(rt_sigaction)
 	CALL(rt_sigprocmask) CALL(sched_getaffinity) CALL(sendmsg) CALL(sendto) CALL(setns) CALL(set_robust_list)
-	CALL(set_tid_address) CALL(setsockopt) CALL(socket) CALL(unlink) CALL(unlinkat) CALL(vfork) CALL(wait4) CALL(waitid) CALL(write)
+	CALL(set_tid_address) CALL(setsockopt) CALL(socket) CALL(unlinkat) CALL(wait4) CALL(waitid) CALL(write)
+#ifdef __x86_64__  // Later ones have newer calls for these.
+	CALL(access) CALL(arch_prctl) CALL(link) CALL(mkdir) CALL(open) CALL(poll) CALL(readlink) CALL(rename) CALL(unlink) CALL(vfork)
+#endif
 #undef CALL
 };
 
-static pid_t threads[THREADS];
+// Those that live; the kernel may give the number of one that has ended to another.
+static struct {
+	pid_t thread;
+	int number;
+} living[THREADS];
 static int thread_count;
 
 static int number_of(pid_t thread)
 {
-	for (int i = 0; i < thread_count; i++)
-		if (threads[i] == thread)
-			return i;
+	for (int i = 0; i < THREADS; i++)
+		if (living[i].thread == thread)
+			return living[i].number;
 	return NO_THREAD;
 }
 
 static int add(pid_t thread)
 {
-	if (thread_count == THREADS) {
-		fprintf(stderr, "call-killer: more than %d threads\n", THREADS);
-		exit(125);
+	for (int i = 0; i < THREADS; i++) {
+		if (living[i].thread)
+			continue;
+		living[i].thread = thread;
+		living[i].number = thread_count;
+		return thread_count++;
 	}
-	threads[thread_count] = thread;
-	return thread_count++;
+	fprintf(stderr, "call-killer: more than %d threads\n", THREADS);
+	exit(125);
+}
+
+static void forget(pid_t thread)
+{
+	for (int i = 0; i < THREADS; i++)
+		if (living[i].thread == thread)
+			living[i].thread = 0;
 }
 
 static void fail(const char *what)
@@ -122,6 +139,7 @@ int main(int count, char **arguments)
 		if (!WIFSTOPPED(status)) {
 			if (thread == child)
 				end_as(status);
+			forget(thread);
 			continue;
 		}
 		int number = number_of(thread);

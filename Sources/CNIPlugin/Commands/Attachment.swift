@@ -30,7 +30,7 @@ enum Attachment {
       netnsPath: target.path, netnsInode: target.inode, bootID: bootID, ipamPlugin: config.ipamPlugin,
       createdAt: Int64(time(nil)))
     let network = try reserve(owner, settings, config, devices, node)
-    var others: [Link] = []
+    let shared: (first: [Link], last: [Link])
     do throws(CNIError) {
       try settings.requireMTU(for: network.families)
       try kernel { try shape.attach(network, mtu: mtu, in: target.namespace, pod: pod, node: node) }
@@ -63,13 +63,13 @@ enum Attachment {
         _ = try kernel { try SenderChains().install(check) }
       }
       try kernel { try shape.open(network, in: target.namespace, pod: pod, node: node) }
-      others = try kernel { try shape.otherDevices(node: node) }
+      shared = try kernel { try shape.sharedDevices(node: node) }
     } catch {
       undo(owner, config, node)
       throw error
     }
     return AttachmentResult(
-      shape: shape, otherDevices: others, sandbox: target.path, mtu: mtu, network: network,
+      shape: shape, sharedDevices: shared, sandbox: target.path, mtu: mtu, network: network,
       dns: settings.dns ?? network.dns
     ).json(version: config.version, previous: config.previousResult)
   }

@@ -5,8 +5,8 @@ import NetworkTypes
 /// What an ADD made, to be told in any version of the specification.
 struct AttachmentResult {
   let shape: any Shape
-  /// Of the node, besides the pod's pair.
-  let otherDevices: [Link]
+  /// Of the node, besides the pod's pair: to be named before it, and behind.
+  let sharedDevices: (first: [Link], last: [Link])
   /// CNI_NETNS, verbatim.
   let sandbox: String
   /// Bytes.
@@ -50,10 +50,11 @@ struct AttachmentResult {
       return .object(object)
     }
     let pair = shape.devices
-    interfaces += otherDevices.map { device($0.name, $0.mac, $0.mtu) }
+    interfaces += sharedDevices.first.map { device($0.name, $0.mac, $0.mtu) }
     interfaces.append(device(pair.hostInterface, pair.hostMAC, mtu))
     interfaces.append(device(pair.podInterface, pair.podMAC, mtu, sandbox: sandbox))
     let podIndex = Int64(interfaces.count - 1)
+    interfaces += sharedDevices.last.map { device($0.name, $0.mac, $0.mtu) }
     for address in network.addresses {
       var ip: JSONObject = ["address": .string(text(of: address)), "interface": .int(podIndex)]
       ip["gateway"] = shape.gateway(of: address).map { .string($0.description) }

@@ -14,10 +14,10 @@ struct Bridge {
   init(_ settings: BridgeSettings, mtu: Int, families: Set<IPFamily>, _ node: RouteSocket) throws {
     (self.settings, self.mtu, self.families) = (settings, mtu, families)
     let name = settings.name
+    let mac = PodDevices.mac(StableHash.hex128("bridge\0\(name)")[...])
     var link = try node.link(named: name)
     if link == nil {
       // Its own, or it would take another whenever a port with a smaller one comes or goes.
-      let mac = PodDevices.mac(StableHash.hex128("bridge\0\(name)")[...])
       do throws(NetlinkError) {
         try node.createBridge(name: name, mac: mac, mtu: mtu)
       } catch {
@@ -29,7 +29,7 @@ struct Bridge {
     guard let link else { throw SystemError(operation: "find bridge", object: name, errno: ENODEV) }
     guard link.kind == "bridge" else { throw CNIError.config("bridge", "\(name) exists and is no bridge") }
     index = link.index
-    if !settings.vlans.isEmpty { try Self.filterVLANs(link, node) }
+    if !settings.vlans.isEmpty { try Self.filterVLANs(link, isOurs: link.mac == mac, node) }
     try Self.prepare(name, families)
     if !link.isUp || settings.isPromiscuous {
       try node.setLink(index: index, LinkChanges(isUp: true, isPromiscuous: settings.isPromiscuous ? true : nil))
@@ -46,23 +46,38 @@ struct Bridge {
       ], families: families)
   }
 
-  /// Without it pods of different VLANs would reach each other: one that others have made gets it, too.
-  private static func filterVLANs(_ bridge: Link, _ node: RouteSocket) throws {
-    guard let filters = try node.filtersVLANs(bridgeIndex: bridge.index) else {
+  /// Without it pods of different VLANs would reach each other. In a bridge of others it would cut off whoever has tags there: they
+  /// have to want it.
+  private static func filterVLANs(_ bridge: Link, isOurs: Bool, _ node: RouteSocket) throws {
+    guard let vlans = try node.bridgeVLANs(index: bridge.index) else {
       throw CNIError(
         .unsupportedField,
         "network configuration: vlan and vlanTrunk: this kernel's bridges do not keep VLANs apart "
           + "(CONFIG_BRIDGE_VLAN_FILTERING)")
     }
-    if !filters { try node.filterVLANs(bridgeIndex: bridge.index) }
+    guard vlans.tagType == PortVLAN.tagType else {
+      throw CNIError.config("bridge", "\(bridge.name) has VLANs of another protocol than 802.1Q")
+    }
+    if vlans.isFiltering { return }
+    guard isOurs else {
+      throw CNIError.config(
+        "bridge",
+        "\(bridge.name) was made by others and does not keep VLANs apart: ip link set \(bridge.name) type bridge vlan_filtering 1"
+      )
+    }
+    try node.filterVLANs(bridgeIndex: bridge.index)
   }
+
+  /// The port of the pair that leads into a VLAN.
+  static func gatewayPort(of device: String) -> String { "slv" + digits(of: device).prefix(12) }
+
+  private static func digits(of device: String) -> String { StableHash.hex128("vlan\0\(device)") }
 
   /// The node's way into a VLAN: one end of a pair whose other end is a port of it, as the reference plugin makes it and names
   /// it. What others have made by that name is taken as it is.
-  private func gatewayDevice(of vlan: UInt16, _ node: RouteSocket) throws -> Int {
+  private func gatewayDevice(_ node: RouteSocket) throws -> Int {
     let device = settings.gatewayDevice
-    let digits = StableHash.hex128("vlan\0\(device)")
-    let port = "slv" + digits.prefix(12)
+    let (port, digits) = (Self.gatewayPort(of: device), Self.digits(of: device))
     if try node.link(named: device) == nil {
       do throws(NetlinkError) {
         try node.createVethPair(
@@ -75,13 +90,13 @@ struct Bridge {
     guard let link = try node.link(named: device) else {
       throw SystemError(operation: "find the VLAN's device", object: device, errno: ENODEV)
     }
+    try Self.prepare(device, families)
+    if !link.isUp { try node.setLink(index: link.index, LinkChanges(isUp: true)) }
     // Who made the pair may be at it still, or was killed: what comes last tells.
-    if let end = try node.link(named: port), !end.isUp || end.masterIndex != index || !link.isUp {
+    if let end = try node.link(named: port), !end.isUp || end.masterIndex != index {
       try PodDevices.writeSettings([(.v6, "disable_ipv6", "1", [port])], families: [])
       try node.setLink(index: end.index, LinkChanges(masterIndex: index))
       try settings.vlans.ofGateway.apply(toPort: end.index, node)
-      try Self.prepare(device, families)
-      try node.setLink(index: link.index, LinkChanges(isUp: true))
       try node.setLink(index: end.index, LinkChanges(isUp: true))
     }
     return link.index
@@ -90,7 +105,7 @@ struct Bridge {
   /// Gives the node the gateway addresses of the pods' subnets, and has it forward.
   func serve(_ addresses: [(of: PodAddress, gateway: IPAddress?)], _ node: RouteSocket) throws {
     let name = settings.gatewayDevice
-    let index = try settings.vlans.access.map { try gatewayDevice(of: $0, node) } ?? index
+    let index = settings.hasGatewayDevice ? try gatewayDevice(node) : index
     let present = try node.addresses(interfaceIndex: index).filter { $0.scope == 0 }.map(\.address)
     for (address, gateway) in addresses {
       guard let gateway,

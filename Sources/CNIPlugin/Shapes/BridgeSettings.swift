@@ -20,6 +20,8 @@ struct BridgeSettings: Hashable {
 
   /// Of the node, with the gateway addresses: the bridge, or what leads into the pods' VLAN.
   var gatewayDevice: String { vlans.access.map { "\(name).\($0)" } ?? name }
+  /// It is not the bridge.
+  var hasGatewayDevice: Bool { isGateway && vlans.access != nil }
 
   init(_ fields: ConfigFields) throws(CNIError) {
     let name = try fields.string("bridge") ?? ""

@@ -28,9 +28,9 @@ struct BridgeShape: Shape {
     }
   }
 
-  func otherDevices(node: RouteSocket) throws -> [Link] {
-    let hasOwn = settings.isGateway && settings.gatewayDevice != settings.name
-    return try ([settings.name] + (hasOwn ? [settings.gatewayDevice] : [])).compactMap { try node.link(named: $0) }
+  func sharedDevices(node: RouteSocket) throws -> (first: [Link], last: [Link]) {
+    func links(_ name: String) throws -> [Link] { try node.link(named: name).map { [$0] } ?? [] }
+    return (try links(settings.name), settings.hasGatewayDevice ? try links(settings.gatewayDevice) : [])
   }
 
   // MARK: Attach
@@ -86,7 +86,15 @@ struct BridgeShape: Shape {
     guard ports == BridgePort(isHairpin: settings.isHairpin, isIsolated: settings.isIsolated) else {
       return "\(host.name) is a port with other settings: \(ports.map { "\($0)" } ?? "none")"
     }
-    if let fault = try settings.vlans.fault(ofPort: host.index, node) { return "\(host.name) \(fault)" }
+    if let fault = try settings.vlans.fault(ofPort: host.index, bridge: bridge.index, node) {
+      return "\(host.name) \(fault)"
+    }
+    if settings.hasGatewayDevice, let port = try node.link(named: Bridge.gatewayPort(of: settings.gatewayDevice)) {
+      guard port.masterIndex == bridge.index else { return "\(port.name) is no port of \(bridge.name)" }
+      if let fault = try settings.vlans.ofGateway.fault(ofPort: port.index, bridge: bridge.index, node) {
+        return "\(port.name) \(fault)"
+      }
+    }
     if settings.isGateway {
       guard let gateway = try node.link(named: settings.gatewayDevice), gateway.isUp else {
         return "the node has no \(settings.gatewayDevice) that is up"

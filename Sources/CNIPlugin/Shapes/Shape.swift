@@ -13,8 +13,8 @@ protocol Shape {
   func prefixLength(of address: PodAddress) -> Int
   /// With their gateways.
   func routes(_ network: PodNetwork) -> [(route: PodRoute, gateway: IPAddress?)]
-  /// Devices of the node that the result names besides the pair.
-  func otherDevices(node: RouteSocket) throws -> [Link]
+  /// Devices of the node that the result names before the pair, and behind it.
+  func sharedDevices(node: RouteSocket) throws -> (first: [Link], last: [Link])
 
   /// Builds everything, and leaves the host end down: nothing gets in or out before `open`. On an error the caller
   /// removes the pair, and with it all the rest.
@@ -29,7 +29,7 @@ protocol Shape {
 }
 
 extension Shape {
-  func otherDevices(node: RouteSocket) throws -> [Link] { [] }
+  func sharedDevices(node: RouteSocket) throws -> (first: [Link], last: [Link]) { ([], []) }
 }
 
 extension AttachmentConfig.Mode {
