@@ -129,7 +129,7 @@ struct CrashMatrixTests {
       for family in [FilterTable.Family.ipv4, .ipv6] {
         found += try filter.chains(in: FilterTable(family, "sluice-cni")).map { "chain \($0) of \(family)" }
       }
-      let held = (try? LocalFile.names(in: "\(node.folder)/host-local/pods")) ?? []
+      let held = try LocalFile.names(in: "\(node.folder)/host-local/pods")
       found += held.filter { $0 != "lock" && !$0.hasPrefix("last_reserved_ip") }.map { "held by host-local: \($0)" }
       // Elsewhere it has a hidden name, by which a reservation finds it a minute later.
       return Set(hasNamelessFiles ? found : found.filter { !$0.hasPrefix(".new.") })
@@ -175,6 +175,11 @@ struct CrashMatrixTests {
   func matrix(kind: Kind) async throws {
     let clean = try Scene(kind)
     _ = try clean.succeed("ADD")
+    // Who looks for leaks sees what there is to leak.
+    let attached = try clean.leftovers()
+    #expect(attached.contains("in the pod: eth0"), "\(attached)")
+    #expect(attached.contains { $0.hasPrefix("held by host-local") } == (kind == .elsewhere), "\(attached)")
+    #expect(attached.contains { $0.hasPrefix("slb") } == (kind == .shaped || kind == .agent), "\(attached)")
     _ = try clean.succeed("DEL")
     let left = try clean.leftovers().filter { !kind.isShared($0) }
     try #require(left.isEmpty, "\(left)")
