@@ -4,8 +4,9 @@ import NetworkTypes
 import Synchronization
 
 /// ctnetlink: the tracked flows of one network namespace.
-public final class ConntrackSocket: Sendable {
+public final class ConntrackSocket: NetlinkClient, Sendable {
   let socket: NetlinkSocket
+  public var descriptorNumber: CInt { socket.descriptorNumber }
   private let kernelFilters = Atomic<Bool>(true)
 
   public init(in namespace: NetworkNamespace? = nil) throws(SystemError) {

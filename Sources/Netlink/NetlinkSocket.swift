@@ -179,7 +179,7 @@ public final class NetlinkSocket: Sendable {
   }
 
   /// The error an ack or the end of a dump carries, nil for success.
-  private static func refusal(
+  static func refusal(
     in message: NetlinkMessage, _ operation: String, _ object: String
   ) throws(NetlinkError) -> SystemError? {
     let isDone = CInt(message.type) == NLMSG_DONE
@@ -200,6 +200,24 @@ public final class NetlinkSocket: Sendable {
       detail = attributes?.string(NLMSGERR_ATTR_MSG.rawValue)
     }
     return SystemError(operation: operation, object: object, errno: -code, detail: detail)
+  }
+
+  /// Sends a request from a process of its own, which keeps `descriptors` open until the kernel lets it go on, so that this one
+  /// need not wait. What the kernel answers comes with the notifications.
+  ///
+  /// - Returns: the request's number, which its answer has too.
+  func sendApart(
+    _ message: NetlinkMessageBuilder, keeping descriptors: [CInt], operation: String
+  ) throws(SystemError) -> UInt32 {
+    var message = message
+    message.flags |= UInt16(NLM_F_ACK)
+    return try state.withLock { state throws(SystemError) in
+      state.sequence &+= 1
+      let bytes = message.finished(sequence: state.sequence, portID: state.portID)
+      let code = clinux_send_apart(state.descriptor.number, bytes, bytes.count, descriptors, descriptors.count)
+      guard code == 0 else { throw SystemError(operation: operation, object: "in a process of its own", errno: code) }
+      return state.sequence
+    }
   }
 
   // MARK: Notifications

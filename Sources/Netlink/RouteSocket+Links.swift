@@ -181,12 +181,18 @@ extension RouteSocket {
   }
 
   /// Succeeds also when there is no such link.
-  public func deleteLink(index: Int) throws(NetlinkError) {
+  public func deleteLink(index: Int, called name: String? = nil) throws(NetlinkError) {
+    try tolerating(ENODEV) { () throws(NetlinkError) in
+      try change(Self.deletion(ofLink: index), "delete link", name ?? "#\(index)")
+    }
+  }
+
+  static func deletion(ofLink index: Int) -> NetlinkMessageBuilder {
     var header = ifinfomsg()
     header.ifi_index = CInt(clamping: index)
     var message = NetlinkMessageBuilder(type: RTM_DELLINK)
     message.append(header)
-    try tolerating(ENODEV) { () throws(NetlinkError) in try change(message, "delete link", "#\(index)") }
+    return message
   }
 
   public func deleteLink(named name: String) throws(NetlinkError) {

@@ -21,7 +21,9 @@ public struct CIDR: Sendable, Hashable, Comparable, CustomStringConvertible {
   }
 
   /// Parses `address/length`. Host bits are ignored (`10.0.0.1/24` is `10.0.0.0/24`), leading zeros are decimal.
-  public init?(_ text: some StringProtocol) {
+  @specialized(where Text == String)
+  @specialized(where Text == Substring)
+  public init?<Text: StringProtocol>(_ text: Text) {
     let parts = text.split(separator: "/", omittingEmptySubsequences: false)
     guard parts.count == 2, (1...3).contains(parts[1].utf8.count),
       parts[1].utf8.allSatisfy({ (UInt8(ascii: "0")...UInt8(ascii: "9")).contains($0) }),

@@ -107,7 +107,9 @@ public struct IPAddress: Sendable, Hashable, Comparable, CustomStringConvertible
 
   /// Parses the textual forms of RFC 4291 and dotted-quad IPv4. IPv4 octets may have leading zeros, which are read as
   /// decimal, as the Kubernetes API means stored objects; `::ffff:a.b.c.d`, zones and anything else are refused.
-  public init?(_ text: some StringProtocol) {
+  @specialized(where Text == String)
+  @specialized(where Text == Substring)
+  public init?<Text: StringProtocol>(_ text: Text) {
     if text.utf8.contains(UInt8(ascii: ":")) {
       guard let (high, low) = Self.parseV6(text) else { return nil }
       self.init(v6High: high, low: low)

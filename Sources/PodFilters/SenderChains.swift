@@ -5,7 +5,7 @@ import Netlink
 public struct SenderChains: Sendable {
   public static let table = FilterTable(.netdev, "sluice-cni")
 
-  private let filter: FilterSocket
+  public let filter: FilterSocket
 
   /// Throws where the kernel has no netfilter: see `FilterSocket.meansMissing`.
   public init() throws(SystemError) { filter = try FilterSocket() }

@@ -184,7 +184,9 @@ struct CrashMatrixTests {
     let left = try clean.leftovers().filter { !kind.isShared($0) }
     try #require(left.isEmpty, "\(left)")
     for command in ["ADD", "DEL"] {
-      let calls = try Self.calls(of: command, kind)
+      // A busy machine may have one wait, and look again.
+      let runs = try (0..<2).map { _ in try Self.calls(of: command, kind) }
+      let calls = runs.min { $0.count < $1.count } ?? []
       let cleaners = Cleaner.all(after: command, kind)
       // Whose turn it is at which point differs from run to run.
       let turn = Int.random(in: 0..<cleaners.count)
@@ -227,6 +229,7 @@ struct CrashMatrixTests {
       #expect(result.leaks.isEmpty, "\(result.leaks.prefix(10).joined(separator: "\n"))")
       #expect(result.killed >= work.count * 9 / 10, "most kills have to hit")
       #expect(calls.count > 50, "a plugin that does nothing leaves nothing")
+      #expect(command == "ADD" || calls.contains { $0.hasSuffix(" clone") }, "another waits for the kernel")
       #expect(command == "DEL" || ofMain < calls.count, "what is done in the pod is done by other threads")
     }
   }

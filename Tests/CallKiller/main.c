@@ -23,7 +23,7 @@ enum { THREADS = 256, NO_THREAD = -1 };
 
 static const char *const names[] = {
 #define CALL(name) [SYS_##name] = #name,
-	CALL(bind) CALL(brk) CALL(clone3) CALL(close) CALL(connect) CALL(dup) CALL(execve)
+	CALL(bind) CALL(brk) CALL(clone) CALL(clone3) CALL(close_range) CALL(close) CALL(connect) CALL(dup) CALL(execve)
 	CALL(exit) CALL(exit_group) CALL(fchmod) CALL(fchownat) CALL(fcntl) CALL(fdatasync) CALL(flock) CALL(fstat) CALL(fstatfs)
 	CALL(fsync) CALL(ftruncate) CALL(futex) CALL(getdents64) CALL(getpid) CALL(getrandom) CALL(getsockname) CALL(getsockopt)
 	CALL(gettid) CALL(ioctl) CALL(linkat) CALL(lseek) CALL(madvise) CALL(memfd_create) CALL(mmap) CALL(mprotect)

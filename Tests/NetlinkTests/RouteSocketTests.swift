@@ -42,6 +42,54 @@ struct RouteSocketTests {
     #expect(throws: Failure.self) { try node.namespace.run { throw Failure() } }
   }
 
+  @Test("links are removed without waiting for the kernel's memory, by a process of its own")
+  func removal() throws {
+    let node = node.namespace
+    for _ in 0..<5 {
+      // Of one name each time: it is free at once. A bridge announces that it has lost its port before the link is gone.
+      let index = try createPair()
+      try socket.createBridge(name: "br0")
+      let bridge = try #require(try socket.link(named: "br0")).index
+      try socket.setLink(index: bridge, LinkChanges(isUp: true))
+      try socket.setLink(index: index, LinkChanges(isUp: true, masterIndex: bridge))
+      try node.run { try LinkRemoval(RouteSocket()).remove(named: ["host0", "none", "longer than a name", "br0"]) }
+      #expect(try socket.links().map(\.name) == ["lo"])
+      #expect(try podSocket.links().map(\.name) == ["lo"])
+    }
+    #expect {
+      try node.run { try LinkRemoval(RouteSocket()).remove(named: ["lo"]) }
+    } throws: {
+      ($0 as? NetlinkError)?.errno == EOPNOTSUPP && "\($0)".contains("lo")
+    }
+    #expect(try socket.links().map(\.name) == ["lo"])
+  }
+
+  @Test("who waits for the kernel keeps the sockets it was given, and nothing else")
+  func removalApart() throws {
+    let node = node.namespace
+    _ = try createPair()
+    let path = "/tmp/sluice-test-pipe-\(getpid())"
+    mkfifo(path, 0o600)
+    defer { unlink(path) }
+    let reader = Glibc.open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC)
+    let writer = Glibc.open(path, O_WRONLY | O_CLOEXEC)
+    defer { close(reader) }
+    try node.run {
+      let filter = try FilterSocket()
+      var removal = LinkRemoval(try RouteSocket())
+      removal.hold(filter)
+      let table = FilterTable(.netdev, "test")
+      let hook = FilterHook(.filter, number: FilterHook.deviceIngress, priority: 0, device: "host0")
+      try filter.replaceChain("one", in: table, hook: hook, rules: [[.verdict(.drop)]])
+      try filter.removeChain("one", in: table)
+      try removal.remove(named: ["host0"])
+    }
+    close(writer)
+    // Whoever reads what we write sees its end, while the kernel still works.
+    var byte: UInt8 = 0
+    #expect(read(reader, &byte, 1) == 0)
+  }
+
   @Test("a path that is no namespace is refused by name")
   func noNamespace() {
     #expect {

@@ -19,6 +19,7 @@
 #include <linux/sched.h>
 #include <linux/tc_act/tc_mirred.h>
 #include <linux/veth.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <sys/epoll.h>
 #include <sys/types.h>
@@ -33,6 +34,9 @@ int clinux_spawn_closefrom(void *actions, int first);
 /// Starts a program with this process's environment and these descriptors as standard input and output; it is killed where this
 /// thread ends before it. Returns 0 or an errno.
 int clinux_spawn_filter(const char *path, int input, int output, pid_t *child);
+/// Has a process of its own send `bytes` by `socket`, and stay while the kernel makes the sender wait. It does nothing else and has
+/// no descriptor but these `kept` ones. Returns 0 or an errno.
+int clinux_send_apart(int socket, const void *bytes, size_t length, const int *kept, size_t count);
 /// memfd_create(2), closed where another program is started.
 int clinux_memory_file(const char *name);
 

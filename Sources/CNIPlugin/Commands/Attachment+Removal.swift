@@ -18,13 +18,13 @@ extension Attachment {
     _ containerID: String, _ interfaceName: String, _ config: Config, _ node: RouteSocket
   ) throws(CNIError) {
     let devices = PodDevices(containerID: containerID, interfaceName: interfaceName)
-    try kernel {
-      if config.requiresAgent { try devices.remove(node: node) } else { try devices.removeWithCheck(node: node) }
-      try BandwidthLimit.remove(from: devices.name, node)
-    }
-    try closeHostPorts(containerID, interfaceName, config)
+    var removal = LinkRemoval(node)
+    // Else the agent looks after who sends.
+    if !config.requiresAgent { try kernel { try devices.close(node: node, &removal) } }
+    try closeHostPorts(containerID, interfaceName, config, &removal)
+    try kernel { try devices.remove(by: removal) }
     let isTold = tellOfRemoval(containerID, interfaceName, config)
-    if config.requiresAgent, !isTold { _ = try kernel { try devices.removeCheck() } }
+    if config.requiresAgent, !isTold { try kernel { try devices.removeCheck(&removal) } }
     try releaseElsewhere(containerID, interfaceName, config)
     do throws(FileError) {
       // The record first: of two records the agent must never find one address in both.
@@ -37,7 +37,7 @@ extension Attachment {
 
   /// Those that no agent served.
   private static func closeHostPorts(
-    _ containerID: String, _ interfaceName: String, _ config: Config
+    _ containerID: String, _ interfaceName: String, _ config: Config, _ removal: inout LinkRemoval
   ) throws(CNIError) {
     let device = AttachmentName(containerID, interfaceName).hostInterface
     let record: EndpointRecord?
@@ -51,7 +51,7 @@ extension Attachment {
     }
     // One that lost its record may have had some.
     guard record.map({ !$0.portMappings.isEmpty }) ?? !config.requiresAgent else { return }
-    try kernel { try HostPorts(of: device).close(addresses: record?.addresses ?? []) }
+    try kernel { try HostPorts(of: device).close(addresses: record?.addresses ?? [], &removal) }
   }
 
   /// - Returns: whether there is an agent that knows of it now.

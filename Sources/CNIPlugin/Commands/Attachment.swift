@@ -181,10 +181,11 @@ enum Attachment {
     }
     guard !isAlive(owner, bootID: bootID) else { return false }
     let devices = PodDevices(containerID: owner.containerID, interfaceName: owner.interfaceName)
+    var removal = LinkRemoval(node)
     do {
-      try devices.removeWithCheck(node: node)
-      try BandwidthLimit.remove(from: devices.name, node)
-      try HostPorts(of: devices.hostInterface).close(addresses: [address])
+      try devices.close(node: node, &removal)
+      try HostPorts(of: devices.hostInterface).close(addresses: [address], &removal)
+      try devices.remove(by: removal)
       try config.endpoints.remove(
         network: owner.network, containerID: owner.containerID, interfaceName: owner.interfaceName)
       // Or it would judge whoever gets the address as the pod that had it.

@@ -48,11 +48,13 @@ enum GarbageCollection {
 
   /// Since Linux 6.16 a chain outlives its device.
   private static func removeOrphans(_ node: RouteSocket) throws {
+    // Has no link to remove: it keeps the sockets until all chains are gone, so that the kernel is waited for once.
+    var removal = LinkRemoval(node)
     do {
       let chains = try SenderChains()
       for device in try chains.devices() where try node.link(named: device) == nil { try chains.remove(device: device) }
       for device in try HostPorts.devices() where try node.link(named: device) == nil {
-        try HostPorts(of: device).close(addresses: [])
+        try HostPorts(of: device).close(addresses: [], &removal)
       }
     } catch {
       guard FilterSocket.meansMissing(error) else { throw error }

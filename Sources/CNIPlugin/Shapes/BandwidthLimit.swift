@@ -20,7 +20,7 @@ struct BandwidthLimit {
     if let ingress { try node.setTokenBucket(bucket(ingress), interfaceIndex: host.index) }
     guard let egress else { return }
     // Of an earlier attempt.
-    try Self.remove(from: name, node)
+    try node.deleteLink(named: name.shaperInterface)
     try node.createIntermediateBlock(name: name.shaperInterface, mtu: mtu)
     guard let shaper = try node.link(named: name.shaperInterface) else { return }
     try node.setLink(index: shaper.index, LinkChanges(isUp: true))
@@ -33,10 +33,5 @@ struct BandwidthLimit {
     guard egress != nil else { return nil }
     let shaper = try node.link(named: name.shaperInterface)
     return shaper?.isUp == true ? nil : "the node has no interface \(name.shaperInterface) that is up"
-  }
-
-  /// Succeeds also where there is none. What waits at the pair goes with that.
-  static func remove(from name: AttachmentName, _ node: RouteSocket) throws(NetlinkError) {
-    try node.deleteLink(named: name.shaperInterface)
   }
 }

@@ -24,7 +24,7 @@ struct BridgeShape: Shape {
       var routes = network.routes.filter { $0.destination.family == family }
       let isDefaultGiven = routes.contains { $0.destination.prefixLength == 0 && $0.table == nil }
       if settings.isDefaultGateway, !isDefaultGiven { routes.insert(PodRoute(Route.defaultDestination(family)), at: 0) }
-      return routes.map { ($0, $0.gateway ?? gateway(of: first)) }
+      return routes.map { (route: $0, gateway: ($0.gateway ?? gateway(of: first)) as IPAddress?) }
     }
   }
 
@@ -67,7 +67,7 @@ struct BridgeShape: Shape {
     _ network: PodNetwork, in namespace: NetworkNamespace, pod: RouteSocket, node: RouteSocket
   ) throws {
     try devices.openHostEnd(node: node)
-    try devices.waitForCarrier(pod: pod)
+    try devices.waitForCarrier(in: namespace, pod: pod)
     // Whoever had one of these addresses before may still be known by it.
     let (name, mac, addresses) = (devices.podInterface, devices.podMAC, network.addresses.map(\.address))
     try namespace.run { for address in addresses { Announcement(address, of: mac).send(by: name) } }

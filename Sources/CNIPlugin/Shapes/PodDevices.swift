@@ -95,15 +95,19 @@ struct PodDevices {
 
   /// Returns when the pod can send. The kernel looks at carriers in a work queue: mostly it has by now. A pod's first packet is
   /// not worth a failure.
-  func waitForCarrier(pod: RouteSocket) throws {
-    for _ in 0..<Self.carrierPolls {
-      if try pod.link(named: podInterface)?.isRunning == true { return }
-      usleep(Self.carrierPollMicroseconds)
+  func waitForCarrier(in namespace: NetworkNamespace, pod: RouteSocket) throws {
+    func hasCarrier() throws -> Bool { try pod.link(named: podInterface)?.isRunning == true }
+    if try hasCarrier() { return }
+    let monitor = try RouteMonitor([.links], in: namespace)
+    let end = ContinuousClock.now + Self.carrierPatience
+    while try !hasCarrier() {
+      let left = Int((end - .now) / .milliseconds(1))
+      guard left > 0 else { return }
+      _ = try monitor.next(timeoutMilliseconds: left)
     }
   }
 
-  private static let carrierPolls = 100
-  private static let carrierPollMicroseconds: UInt32 = 200
+  private static let carrierPatience = Duration.milliseconds(20)
 
   /// Writes interface settings of the calling thread's namespace. A kernel without a family has none of its settings,
   /// which matters only where an address of the family is wanted.
@@ -123,30 +127,24 @@ struct PodDevices {
   // MARK: Removing, looking
 
   /// Removes the pair with all that hangs on it; succeeds also when there is none.
-  func remove(node: RouteSocket) throws(NetlinkError) { try node.deleteLink(named: hostInterface) }
+  func remove(by removal: LinkRemoval) throws { try removal.remove(named: [hostInterface, name.shaperInterface]) }
 
-  /// The same where no agent looks after the chain that asks who sends by it.
-  func removeWithCheck(node: RouteSocket) throws {
-    // Down first: then nothing comes in that nobody looks at. The kernel waits in the background until it can forget a chain, as
-    // long as for a device, and lets nobody close the socket before. So that goes on while we wait for the device.
+  /// Nothing comes in any more, so that nobody needs to ask who sends.
+  func close(node: RouteSocket, _ removal: inout LinkRemoval) throws {
     if let link = try node.link(named: hostInterface), link.isUp {
       try node.setLink(index: link.index, LinkChanges(isUp: false))
     }
-    let chains = try removeCheck()
-    try remove(node: node)
-    withExtendedLifetime(chains) {}
+    try removeCheck(&removal)
   }
 
-  /// - Returns: the socket it was done by; nil where the kernel has none.
-  @discardableResult
-  func removeCheck() throws -> SenderChains? {
+  /// Removes the chain of a device that is down or gone.
+  func removeCheck(_ removal: inout LinkRemoval) throws {
     do {
       let chains = try SenderChains()
+      removal.hold(chains.filter)
       try chains.remove(device: hostInterface)
-      return chains
     } catch {
       guard FilterSocket.meansMissing(error) else { throw error }
-      return nil
     }
   }
 

@@ -32,7 +32,7 @@ struct RoutedShape: Shape {
       let defaults = isDefaultGiven ? [] : [PodRoute(Route.defaultDestination(family))]
       return (defaults + others).filter { route in
         known.insert("\(route.destination) \(route.table ?? Route.mainTable)").inserted
-      }.map { ($0, gateway) }
+      }.map { (route: $0, gateway: gateway as IPAddress?) }
     }
   }
 
@@ -79,7 +79,7 @@ struct RoutedShape: Shape {
       // Replaced, not added: whoever had the address before is gone, and a route it left behind would catch our packets.
       try node.replaceRoute(Route(destination: CIDR(host: address), interfaceIndex: link.index))
     }
-    try devices.waitForCarrier(pod: pod)
+    try devices.waitForCarrier(in: namespace, pod: pod)
   }
 
   // MARK: Check

@@ -92,8 +92,9 @@ struct HostPorts {
   }
 
   /// Succeeds also where there are none.
-  func close(addresses: [IPAddress]) throws {
+  func close(addresses: [IPAddress], _ removal: inout LinkRemoval) throws {
     guard let filter = try FilterSocket.whereThereIs() else { return }
+    removal.hold(filter)
     var isChanged = false
     for family in IPFamily.allCases {
       let table = Masquerade.table(family)
@@ -106,6 +107,7 @@ struct HostPorts {
     guard isChanged else { return }
     // What still comes must not follow the old flow to an address that the next pod may have.
     let conntrack = try ConntrackSocket()
+    removal.hold(conntrack)
     for entry in try conntrack.entries()
     where entry.original.protocolNumber == L4Protocol.udp.rawValue && addresses.contains(entry.reply.source)
       && entry.original.destination != entry.reply.source
