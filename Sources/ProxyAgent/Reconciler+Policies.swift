@@ -75,7 +75,7 @@ extension Reconciler {
       note("agent and kernel", drift.kind.rawValue, drift.object)
     }
     count(engine.takeReport())
-    clinux_malloc_trim()
+    giveMemoryBack()
     return ["apiVersion": "sluice.dev/v1", "differences": .array(differences)]
   }
 

@@ -44,8 +44,7 @@ extension Reconciler {
     resyncSockets("first sync")
     updateRoutes()
     updateHealthChecks()
-    clinux_malloc_trim()
-    clinux_release_program_pages()
+    giveMemoryBack()
     logger.info(
       "ready",
       metadata: [
@@ -309,6 +308,7 @@ extension Reconciler {
   func tick() {
     lastTurn = clock.now
     guard isSynced else { return }
+    if clock.now >= nextRelease { releaseProgramPages() }
     if needsResync {
       if clock.now >= nextResync { resync(Self.ownFailure) }
       return
@@ -341,6 +341,19 @@ extension Reconciler {
     } catch {
       failed(error)
     }
+  }
+
+  /// After what touches much and is not soon done again.
+  func giveMemoryBack() {
+    clinux_malloc_trim()
+    releaseProgramPages()
+  }
+
+  /// Rare paths of the program are in memory from when they were taken once, and were two fifths of it in the end. What is in use
+  /// comes back from the page cache.
+  private func releaseProgramPages() {
+    nextRelease = clock.now + .seconds(10)
+    clinux_release_program_pages()
   }
 
   /// One that was started, or came back, beside this agent; or what could not be removed of it.

@@ -209,7 +209,7 @@ extension Reconciler {
     } catch {
       note("agent and sockets", "unreadable", "\(error)")
     }
-    clinux_malloc_trim()
+    giveMemoryBack()
     return ["apiVersion": "sluice.dev/v1", "differences": .array(differences)]
   }
 

@@ -82,6 +82,8 @@ actor Reconciler {
   let startedAt = time(nil)
   var nextTick: ContinuousClock.Instant?
   var nextLook: ContinuousClock.Instant?
+  /// Of the program's pages.
+  var nextRelease = ContinuousClock.now
   /// Every address of this node but loopback's and link-local ones.
   var ownAddresses: Set<IPAddress> = []
   /// What clauses of policies mean, for counters and events, also some time after they are out of force.
