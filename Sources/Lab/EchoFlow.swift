@@ -164,7 +164,10 @@ public struct EchoFlow {
       }
       if state.waitingSince == nil { state.waitingSince = now }
     } else if count != -Int(EAGAIN) {
-      fail(state, Int32(-count), now, begin, spec)
+      let code = Int32(-count)
+      // The kernel misses the peer first: one that was taken from the socket has left an error that tells why.
+      let reason = code == EDESTADDRREQ ? socket.pendingError() : code
+      fail(state, reason == 0 ? code : reason, now, begin, spec)
     }
   }
 

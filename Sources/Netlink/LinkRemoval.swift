@@ -52,10 +52,10 @@ public struct LinkRemoval {
     let end = SystemCalls.monotonicMilliseconds() + Self.patienceMilliseconds
     while !waiting.isEmpty {
       let left = end - SystemCalls.monotonicMilliseconds()
-      // Of some it was not told, or too late.
-      guard left > 0, case .messages(let messages) = try socket.receiveEvents(timeoutMilliseconds: left) else { return }
+      // Of some it was not told, or too late, or nothing that can be read.
+      guard left > 0, case .messages(let messages)? = try? socket.receiveEvents(timeoutMilliseconds: left) else { return }
       for message in messages {
-        if case .linkRemoved(let link) = try RouteMonitor.event(message) {
+        if case .linkRemoved(let link)? = try? RouteMonitor.event(message) {
           waiting[link.index] = nil
         } else if CInt(message.type) == NLMSG_ERROR, let index = asked[message.sequence] {
           let name = waiting[index] ?? "#\(index)"
