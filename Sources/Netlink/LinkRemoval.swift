@@ -53,7 +53,8 @@ public struct LinkRemoval {
     while !waiting.isEmpty {
       let left = end - SystemCalls.monotonicMilliseconds()
       // Of some it was not told, or too late, or nothing that can be read.
-      guard left > 0, case .messages(let messages)? = try? socket.receiveEvents(timeoutMilliseconds: left) else { return }
+      guard left > 0, case .messages(let messages)? = try? socket.receiveEvents(timeoutMilliseconds: left)
+      else { return }
       for message in messages {
         if case .linkRemoved(let link)? = try? RouteMonitor.event(message) {
           waiting[link.index] = nil
