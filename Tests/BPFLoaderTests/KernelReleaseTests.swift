@@ -28,7 +28,7 @@ struct KernelRelease: Comparable, CustomStringConvertible {
     "since 6.1 nothing that is tried for is missing",
     .enabled(if: KernelRelease.current >= KernelRelease(major: 6, minor: 1), "the kernel is older"))
   func features() {
-    #expect(KernelFeatures.probe().socketErrors)
+    #expect(KernelFeatures.probe() == KernelFeatures(socketErrors: true, coarseClock: true))
     #expect(PacketRunner.canForward)
   }
 }

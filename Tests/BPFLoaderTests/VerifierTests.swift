@@ -49,15 +49,16 @@ import Testing
 
   /// Each program with the constants that an engine may set: of two ways the longer.
   private static func load() throws -> [String: Int] {
-    let canSetError = KernelFeatures.probe().socketErrors
+    let features = KernelFeatures.probe()
     var found: [String: Int] = [:]
     for (program, constant, values) in [
-      (BPFProgram.cookie, nil, [false]), (.sock, "can_set_error", [canSetError]),
+      (BPFProgram.cookie, nil, [false]), (.sock, "can_set_error", [features.socketErrors]),
       (.endpoint, "keeps_established", [false, true]), (.uplink, "keeps_established", [false, true]),
     ] as [(BPFProgram, String?, [Bool])] {
       for value in values {
         let object = try BPFObject(program)
         if let constant { try object.setConstant(constant, value) }
+        if constant == "keeps_established" { try object.setConstant("has_coarse_clock", features.coarseClock) }
         for (name, count) in try count(object) {
           found["\(program.name)/\(name)", default: 0] = max(found["\(program.name)/\(name)", default: 0], count)
         }

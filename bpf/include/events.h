@@ -13,7 +13,7 @@ static __always_inline void begin_work(struct work *work, __u32 network)
 {
 	__builtin_memset(&work->packet, 0, sizeof(work->packet));
 	__builtin_memset(&work->next, 0, sizeof(work->next));
-	work->now = bpf_ktime_get_ns();
+	work->now = rough_time();
 	work->packet.network = network;
 	work->kind = PACKET_PLAIN;
 	work->event.attribution = 0;
@@ -49,7 +49,7 @@ static __noinline int tell(struct __sk_buff *skb, struct work *work, __u32 kind_
 
 	event->kind = kind_and_reason >> 8;
 	event->reason = kind_and_reason;
-	event->time = work->now;
+	event->time = bpf_ktime_get_ns();
 	event->file = file_and_line >> 16;
 	event->line = file_and_line & 0xffff;
 	event->revision = current_state(STATE_REVISION);

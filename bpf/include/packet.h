@@ -40,7 +40,7 @@ struct layer {
 };
 
 struct work {
-	/* When the program began, in nanoseconds of the monotonic clock: to read it costs as much as a look-up. */
+	/* When the program began: `rough_time`. */
 	__u64 now;
 	struct layer packet;
 	/* Of an ICMP error: the packet it is about. */
@@ -83,6 +83,18 @@ static __always_inline struct work *working_memory(void)
 	__u32 zero = 0;
 
 	return bpf_map_lookup_elem(&memory, &zero);
+}
+
+/* Linux 5.11 has it. */
+const volatile bool has_coarse_clock = false;
+
+/*
+ * Nanoseconds of the monotonic clock, as of the last tick: some milliseconds late. All that is compared with it are seconds,
+ * and to read the clock itself costs as much as a look-up.
+ */
+static __always_inline __u64 rough_time(void)
+{
+	return has_coarse_clock ? bpf_ktime_get_coarse_ns() : bpf_ktime_get_ns();
 }
 
 static __always_inline __u32 current_state(__u32 index)

@@ -43,17 +43,18 @@ public struct PacketEngine: NodeEngine {
     (self.sockets, self.uplinks, findsUplinks) = (sockets, uplinks ?? [:], uplinks == nil)
     mapPins = MapPins(pins: pins)
     links = DeviceLinks(pins: pins)
-    endpoint = try Self.load(.endpoint, mapPins, keepsEstablished, bounds)
-    uplink = try Self.load(.uplink, mapPins, keepsEstablished, bounds)
+    endpoint = try Self.load(.endpoint, mapPins, sockets.features, keepsEstablished, bounds)
+    uplink = try Self.load(.uplink, mapPins, sockets.features, keepsEstablished, bounds)
     maps = try PacketMaps(endpoint)
     try PacketFlows(maps: maps.tracking).setMode(aside: standsAside)
     routes = try RouteSocket()
   }
 
   private static func load(
-    _ program: BPFProgram, _ pins: MapPins, _ keepsEstablished: Bool, _ bounds: MapBounds
+    _ program: BPFProgram, _ pins: MapPins, _ features: KernelFeatures, _ keepsEstablished: Bool, _ bounds: MapBounds
   ) throws(SystemError) -> BPFObject {
     let object = try BPFObject(program)
+    try object.setConstant("has_coarse_clock", features.coarseClock)
     try object.setConstant("keeps_established", keepsEstablished)
     try pins.setBounds(bounds, of: object)
     let known = try pins.adopt(into: object)

@@ -35,8 +35,10 @@ import Testing
         ("b", [.synchronize, .acknowledge], "open"), ("a", .acknowledge, "open"),
         ("a", [.finish, .acknowledge], "open"), ("a", [.finish, .acknowledge], "open"), ("b", .acknowledge, "open"),
         ("b", [.finish, .acknowledge], "closing"), ("a", .acknowledge, "closing"),
-        // The ports are used again.
-        ("a", .synchronize, "opening, not answered"), ("b", [.synchronize, .acknowledge], "open"),
+        // The ports are used again: the flow begins again where it is.
+        ("a", .synchronize, "opening"), ("a", .synchronize, "opening"), ("b", [.synchronize, .acknowledge], "open"),
+        ("a", [.finish, .acknowledge], "open"), ("b", [.finish, .acknowledge], "closing"),
+        ("a", .synchronize, "opening"),
       ]
     ),
     (
@@ -57,8 +59,7 @@ import Testing
       "reset, and again by who does not know",
       [
         ("a", .synchronize, "opening, not answered"), ("b", [.synchronize, .acknowledge], "open"),
-        ("a", .acknowledge, "open"), ("a", .reset, "closing"), ("b", .reset, "closing"),
-        ("a", .synchronize, "opening, not answered"),
+        ("a", .acknowledge, "open"), ("a", .reset, "closing"), ("b", .reset, "closing"), ("a", .synchronize, "opening"),
       ]
     ),
     (
@@ -75,8 +76,16 @@ import Testing
       [
         ("a", .synchronize, "opening, not answered"), ("b", [.synchronize, .acknowledge], "open"),
         ("a", .acknowledge, "open"), ("a", [.reset, .acknowledge], "closing"), ("b", .acknowledge, "closing"),
-        ("b", .acknowledge, "closing"), ("a", .synchronize, "opening, not answered"),
+        ("b", .acknowledge, "closing"), ("a", .synchronize, "opening"),
         ("b", [.synchronize, .acknowledge], "open"), ("b", .acknowledge, "open"),
+      ]
+    ),
+    (
+      "opened by one end, then by the other",
+      [
+        ("a", .synchronize, "opening, not answered"), ("b", [.synchronize, .acknowledge], "open"),
+        ("a", .reset, "closing"), ("b", .synchronize, "opening, not answered"),
+        ("a", [.synchronize, .acknowledge], "open"), ("b", .reset, "closing"), ("b", .synchronize, "opening"),
       ]
     ),
     (
@@ -102,6 +111,28 @@ import Testing
           }
           try scene.runner.forgetFlows()
         }
+      }
+    }
+  }
+
+  @Test("ports that are used again after policies have changed: a new flow, judged by them")
+  func againAfterChange() throws {
+    let toB = "podSelector: {matchLabels: {name: b}}, policyTypes: [Ingress]"
+    try PacketScene.run("flow-again") { scene, findings in
+      for family in IPFamily.allCases {
+        func send(_ from: String, _ flags: ProbeContent.TCPFlags) throws -> PacketRunner.Verdict {
+          try scene.send(from, Self.segment(scene, from, from == "a" ? "b" : "a", family, flags))
+        }
+        for (from, flags) in [("a", .synchronize), ("b", [.synchronize, .acknowledge]), ("a", .reset)]
+          as [(String, ProbeContent.TCPFlags)]
+        { findings.expect("\(family): \(from) sends \(flags)", try send(from, flags), .redirected) }
+        try scene.change(["p": "{\(toB)}"])
+        findings.expect("\(family): denied now", try send("a", .synchronize), .dropped(6))
+        findings.expect("\(family): denied now", try Self.state(scene), "closing")
+        try scene.change(["p": "{\(toB), ingress: [{}]}"])
+        findings.expect("\(family): allowed again", try send("a", .synchronize), .redirected)
+        findings.expect("\(family): allowed again", try Self.state(scene), "opening, not answered")
+        try scene.runner.forgetFlows()
       }
     }
   }
