@@ -164,10 +164,7 @@ public struct EchoFlow {
       }
       if state.waitingSince == nil { state.waitingSince = now }
     } else if count != -Int(EAGAIN) {
-      let code = Int32(-count)
-      // The kernel misses the peer first: one that was taken from the socket has left an error that tells why.
-      let reason = code == EDESTADDRREQ ? socket.pendingError() : code
-      fail(state, reason == 0 ? code : reason, now, begin, spec)
+      fail(state, Int32(-count), now, begin, spec)
     }
   }
 

@@ -69,7 +69,11 @@ final class Socket {
     let result =
       bytes.withContiguousStorageIfAvailable { Glibc.send(descriptor, $0.baseAddress, $0.count, flags) }
       ?? Array(bytes).withUnsafeBytes { Glibc.send(descriptor, $0.baseAddress, $0.count, flags) }
-    return result >= 0 ? result : -Int(errno)
+    guard result < 0 else { return result }
+    // The kernel misses the peer first: where it was taken from a connected socket, the error left there tells why.
+    let code = errno
+    let reason = code == EDESTADDRREQ ? pendingError() : 0
+    return -Int(reason == 0 ? code : reason)
   }
 
   /// Bytes received into `buffer`, 0 at the end of the stream, or minus errno.

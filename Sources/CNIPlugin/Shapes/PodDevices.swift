@@ -93,8 +93,8 @@ struct PodDevices {
     return link
   }
 
-  /// Returns when the pod can send. The kernel looks at carriers in a work queue: mostly it has by now. A pod's first packet is
-  /// not worth a failure.
+  /// Returns when the pod can send: until the kernel's work queue has looked at the carriers, what is sent is dropped, and
+  /// announcements with it. Mostly it has by now. A pod's first packet is not worth a failure.
   func waitForCarrier(in namespace: NetworkNamespace, pod: RouteSocket) throws {
     func hasCarrier() throws -> Bool { try pod.link(named: podInterface)?.isRunning == true }
     if try hasCarrier() { return }
@@ -107,7 +107,8 @@ struct PodDevices {
     }
   }
 
-  private static let carrierPatience = Duration.milliseconds(20)
+  /// The queue is not looked into more than once a second in some cases, and waits as others do for the lock of all devices.
+  private static let carrierPatience = Duration.seconds(2)
 
   /// Writes interface settings of the calling thread's namespace. A kernel without a family has none of its settings,
   /// which matters only where an address of the family is wanted.
