@@ -8,7 +8,11 @@ struct RandomServices {
   static let nodeAddresses = [ip("10.9.0.1"), ip("fd00:9::1")]
   static let outsideAddresses = [ip("192.0.2.9"), ip("2001:db8::9")]
 
-  private(set) var tables = Tables()
+  private(set) var tables = Tables() {
+    didSet { frontends = nil }
+  }
+  /// The tables' frontends in an order that a seed gives again: sorted once per change, not per packet.
+  private var frontends: [FrontendKey]?
   private var random: SplitMix
 
   init(seed: UInt64, podCookie: UInt64) {
@@ -148,7 +152,8 @@ struct RandomServices {
   }
 
   private mutating func packet(isPod: Bool, other: Origin, _ others: [IPAddress]) -> Packet {
-    let keys = tables.services.frontends.keys.sorted { "\($0)" < "\($1)" }
+    let keys = frontends ?? tables.services.frontends.keys.sorted { "\($0)" < "\($1)" }
+    frontends = keys
     var (family, proto, number) = (IPFamily.v4, L4Protocol.tcp, Everywhere.ports.randomElement(using: &random) ?? 80)
     var destination = ip("10.96.0.\(Int.random(in: 1...7, using: &random))")
     if Int.random(in: 0..<8, using: &random) > 0, let key = keys.randomElement(using: &random) {
