@@ -28,9 +28,11 @@ play: build ## Bring up a cluster with an API server and open a shell in which k
 	@command -v kubectl >/dev/null || scripts/dependencies kubernetes-client
 	@ENGINE=$(ENGINE) scripts/play
 
-# What runs side by side keeps one processor busy each. The longest is first, `make check` told to be content with one.
-test: build lab-test ## Everything that CI runs: all the tests below.
-	@scripts/side-by-side "scripts/check --one-by-one" scripts/vm-test scripts/policy-check \
+# What runs side by side keeps one processor busy each. The longest are first.
+test: build ## Everything that CI runs: all the tests below.
+	@scripts/check first
+	@scripts/lab-test
+	@scripts/side-by-side "scripts/check beside" scripts/vm-test scripts/policy-check \
 	  scripts/podman-check scripts/alert-check scripts/chart-check
 
 check: deps ## Fast: format, lint, warnings as errors, unit and kernel tests.
