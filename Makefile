@@ -32,7 +32,7 @@ play: build ## Bring up a cluster with an API server and open a shell in which k
 test: build ## Everything that CI runs: all the tests below.
 	@scripts/check first
 	@scripts/lab-test
-	@scripts/side-by-side "scripts/check beside" scripts/vm-test scripts/policy-check \
+	@scripts/side-by-side "scripts/check beside" "scripts/vm-test 6.1" scripts/policy-check "scripts/vm-test 6.12" \
 	  scripts/podman-check scripts/alert-check scripts/chart-check
 
 check: deps ## Fast: format, lint, warnings as errors, unit and kernel tests.
