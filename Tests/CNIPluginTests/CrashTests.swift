@@ -63,7 +63,10 @@ struct CrashTests {
     let whole = try medianOfFive {
       let pod = try Pod()
       try node.add("c1", pod)
-      return try microseconds { _ = try node.run("DEL", in: pod) }
+      var outcome: Outcome?
+      let time = try microseconds { outcome = try node.run("DEL", in: pod) }
+      #expect(outcome?.exitCode == 0)
+      return time
     }
     for _ in 0..<60 {
       let pod = try Pod()
