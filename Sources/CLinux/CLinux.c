@@ -5,6 +5,7 @@
 #include <link.h>
 #include <linux/membarrier.h>
 #include <malloc.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <spawn.h>
@@ -52,18 +53,33 @@ static int is_among(int descriptor, const int *kept, size_t count) {
   return 0;
 }
 
+static const int patience_milliseconds = 5000;
+// While the kernel forgets chains of nf_tables that were deleted, some 20 ms, to close a socket is to lock out whoever changes others,
+// and with them whoever removes links. Afterwards it costs nothing.
+static const int forgetting_milliseconds = 100;
+
 int clinux_send_apart(int socket, const void *bytes, size_t length, const int *kept, size_t count) {
+  int parent = count > 0 ? (int)syscall(SYS_pidfd_open, getpid(), 0) : -1;
   pid_t child = fork();
-  if (child < 0) return errno;
-  if (child > 0) return 0;
+  if (child != 0) {
+    int code = child < 0 ? errno : 0;
+    if (parent >= 0) close(parent);
+    return code;
+  }
   // Standard output among them: who has started us reads until nobody has that any more.
-  int last = socket;
+  int last = parent > socket ? parent : socket;
   for (size_t i = 0; i < count; i++)
     if (kept[i] > last) last = kept[i];
   for (int descriptor = 0; descriptor <= last; descriptor++)
-    if (descriptor != socket && !is_among(descriptor, kept, count)) close(descriptor);
+    if (descriptor != socket && descriptor != parent && !is_among(descriptor, kept, count)) close(descriptor);
   close_range((unsigned)last + 1, ~0u, 0);
   while (send(socket, bytes, length, 0) < 0 && errno == EINTR) continue;
+  // Who closes a descriptor last is who waits. The parent has closed all of them once this one can be read.
+  struct pollfd ended = {.fd = parent, .events = POLLIN};
+  if (parent >= 0) {
+    poll(&ended, 1, patience_milliseconds);
+    poll(NULL, 0, forgetting_milliseconds);
+  }
   _exit(0);
 }
 

@@ -3,7 +3,8 @@ import Glibc
 
 /// Chains of nf_tables, for a program that is too small for libnftnl; the engine in NFTables uses that.
 ///
-/// To close it takes as long as the kernel needs to forget chains that were deleted, by whomever: some 20 ms. See `LinkRemoval`.
+/// To close it takes as long as the kernel needs to forget chains that were deleted, by whomever: some 20 ms, in which nobody else can
+/// change any. See `LinkRemoval`.
 public final class FilterSocket: NetlinkClient, Sendable {
   private let socket: NetlinkSocket
   public var descriptorNumber: CInt { socket.descriptorNumber }

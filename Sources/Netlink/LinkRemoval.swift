@@ -11,21 +11,22 @@ public protocol NetlinkClient: AnyObject {
 ///
 /// The kernel tells of that after a millisecond. What it needs then, some 20 to 40 ms, is until all processors have let go of what a
 /// link was and its memory can be freed; it lets whoever asked wait for that too. Here a process of its own waits, which runs no
-/// program and ends by itself. To close a socket by which a chain of nf_tables was removed takes as long, so it has that too.
+/// program and ends by itself. To close a socket of nf_tables takes as long while chains that were removed are not forgotten, and
+/// whoever changes others, or removes a link that has one, waits too: so it has those sockets as well, and closes them later.
 public struct LinkRemoval {
   private let node: RouteSocket
   private var held: [any NetlinkClient] = []
 
   public init(_ node: RouteSocket) { self.node = node }
 
-  /// Has `client`'s socket closed by whoever waits.
+  /// Has `client`'s socket closed by whoever waits. It may still be used after the removal.
   public mutating func hold(_ client: some NetlinkClient) { held.append(client) }
 
   /// Succeeds also where there are none of these names.
   public func remove(named names: [String]) throws {
     var waiting: [Int: String] = [:]
-    for name in names {
-      if let link = try node.link(named: name) { waiting[link.index] = name }
+    for name in names where RouteSocket.isPossibleName(name) {
+      if let index = try SystemCalls.interfaceIndex(of: name) { waiting[index] = name }
     }
     guard !waiting.isEmpty else { return }
     do {

@@ -33,6 +33,16 @@ enum SystemCalls {
     return Int(status.f_type) == namespaceMagic
   }
 
+  /// In the calling thread's namespace; nil where there is none of this name. Waits for nobody, while to ask by netlink is to
+  /// wait for whoever changes any link.
+  static func interfaceIndex(of name: String) throws(SystemError) -> Int? {
+    let index = if_nametoindex(name)
+    guard index == 0 else { return Int(index) }
+    let code = errno
+    if code == ENODEV { return nil }
+    throw SystemError(operation: "look up link", object: name, errno: code)
+  }
+
   static func setns(_ descriptor: CInt, _ type: CInt, path: String) throws(SystemError) {
     _ = try retrying("enter namespace", path) { clinux_setns(descriptor, type) }
   }

@@ -9,14 +9,16 @@ struct FrameCounter {
   init(_ node: Node, _ device: String) throws {
     (self.node, self.device) = (node, device)
     try nft(
-      "add table netdev test; add chain netdev test \(device)"
+      // The counter is one that outlives the chain, which goes with its device before Linux 6.16.
+      "add table netdev test; add counter netdev test \(device); add chain netdev test \(device)"
         + " { type filter hook ingress device \(device) priority 10; }; "
-        + "add rule netdev test \(device) ether daddr \(Frame.destination) counter")
+        + "flush chain netdev test \(device); "
+        + "add rule netdev test \(device) ether daddr \(Frame.destination) counter name \(device)")
   }
 
   var count: Int {
     get throws {
-      let words = try nft("list chain netdev test \(device)").split(separator: " ")
+      let words = try nft("list counter netdev test \(device)").split(whereSeparator: \.isWhitespace)
       guard let index = words.firstIndex(of: "packets"), let count = Int(words[index + 1]) else { return -1 }
       return count
     }

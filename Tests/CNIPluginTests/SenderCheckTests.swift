@@ -69,6 +69,31 @@ struct SenderCheckTests {
     #expect(try node.leftovers() == [])
   }
 
+  @Test("nor while it is taken away: whoever asks who sends goes last")
+  func leaving() throws {
+    var sent = 0
+    for _ in 0..<10 {
+      let stage = try stage()
+      let counter = try FrameCounter(node, stage.device)
+      let before = try counter.count
+      try expect(Array(stage.who.honestPackets.prefix(1)), pass: true, stage, counter, "of its own")
+      let forged = try #require(stage.who.packets.first)
+      let removal = try node.start("DEL", "c1", netns: stage.pod.path)
+      let count = try stage.pod.network.namespace.run { forged.send(by: "eth0", upTo: Self.endless) }
+      let outcome = removal.finish()
+      #expect(outcome.exitCode == 0, "\(outcome)")
+      #expect(count < Self.endless, "its device is gone")
+      #expect(try counter.count == before + 1, "of \(count) forged")
+      #expect(try node.run("DEL", "c2").exitCode == 0)
+      sent += count
+    }
+    // On a busy machine a DEL may be over before the first is sent.
+    #expect(sent > 1_000)
+    #expect(try node.leftovers() == [])
+  }
+
+  private static let endless = 10_000_000
+
   /// What CHECK needs of the ADD's result.
   private func checked(_ stage: Stage) -> JSONValue {
     node.config([

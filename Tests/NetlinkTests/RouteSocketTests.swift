@@ -1,4 +1,5 @@
 import CLinux
+import Foundation
 import Glibc
 import NetworkTypes
 import Testing
@@ -76,6 +77,7 @@ struct RouteSocketTests {
     defer { close(reader) }
     try node.run {
       let filter = try FilterSocket()
+      defer { withExtendedLifetime(filter) {} }
       var removal = LinkRemoval(try RouteSocket())
       removal.hold(filter)
       let table = FilterTable(.netdev, "test")
@@ -83,11 +85,28 @@ struct RouteSocketTests {
       try filter.replaceChain("one", in: table, hook: hook, rules: [[.verdict(.drop)]])
       try filter.removeChain("one", in: table)
       try removal.remove(named: ["host0"])
+      // Even when the kernel is done: as long as we have it open, we would be the last to close it.
+      usleep(300_000)
+      #expect(try Self.childrenHave(descriptorLike: filter.descriptorNumber))
     }
     close(writer)
     // Whoever reads what we write sees its end, while the kernel still works.
     var byte: UInt8 = 0
     #expect(read(reader, &byte, 1) == 0)
+  }
+
+  private static func childrenHave(descriptorLike number: CInt) throws -> Bool {
+    let files = FileManager.default
+    let sought = try files.destinationOfSymbolicLink(atPath: "/proc/self/fd/\(number)")
+    return try files.contentsOfDirectory(atPath: "/proc").contains { process in
+      // Behind the name's bracket: state, parent.
+      guard Int(process) != nil, let status = try? String(contentsOfFile: "/proc/\(process)/stat", encoding: .utf8),
+        let fields = status.split(separator: ")").last?.split(separator: " "), Int(fields[1]) == Int(getpid())
+      else { return false }
+      let folder = "/proc/\(process)/fd"
+      return (try? files.contentsOfDirectory(atPath: folder))?
+        .contains { (try? files.destinationOfSymbolicLink(atPath: "\(folder)/\($0)")) == sought } ?? false
+    }
   }
 
   @Test("a path that is no namespace is refused by name")

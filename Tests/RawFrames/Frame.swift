@@ -17,20 +17,28 @@ public struct Frame: Sendable, CustomStringConvertible {
   }
 
   /// Sends it out of `interface` of the calling thread's namespace.
-  public func send(by interface: String) -> Bool {
+  public func send(by interface: String) -> Bool { send(by: interface, upTo: 1) == 1 }
+
+  /// Sends it again and again, until that is refused.
+  ///
+  /// - Returns: how often that was not so.
+  public func send(by interface: String, upTo limit: Int) -> Int {
     let descriptor = socket(AF_PACKET, CInt(SOCK_RAW.rawValue) | CInt(SOCK_CLOEXEC.rawValue), 0)
-    guard descriptor >= 0 else { return false }
+    guard descriptor >= 0 else { return 0 }
     defer { close(descriptor) }
     var address = sockaddr_ll()
     address.sll_family = sa_family_t(AF_PACKET)
     address.sll_ifindex = CInt(if_nametoindex(interface))
     address.sll_halen = 6
-    let count = withUnsafePointer(to: &address) {
-      $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-        sendto(descriptor, bytes, bytes.count, 0, $0, socklen_t(MemoryLayout<sockaddr_ll>.size))
+    return withUnsafePointer(to: &address) {
+      $0.withMemoryRebound(to: sockaddr.self, capacity: 1) { address in
+        let size = socklen_t(MemoryLayout<sockaddr_ll>.size)
+        for count in 0..<limit where sendto(descriptor, bytes, bytes.count, 0, address, size) != bytes.count {
+          return count
+        }
+        return limit
       }
     }
-    return count == bytes.count
   }
 
   // MARK: Payloads

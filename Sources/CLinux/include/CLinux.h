@@ -35,7 +35,7 @@ int clinux_spawn_closefrom(void *actions, int first);
 /// thread ends before it. Returns 0 or an errno.
 int clinux_spawn_filter(const char *path, int input, int output, pid_t *child);
 /// Has a process of its own send `bytes` by `socket`, and stay while the kernel makes the sender wait. It does nothing else and has
-/// no descriptor but these `kept` ones. Returns 0 or an errno.
+/// no descriptor but these `kept` ones, which it closes after this process has ended, or five seconds later. Returns 0 or an errno.
 int clinux_send_apart(int socket, const void *bytes, size_t length, const int *kept, size_t count);
 /// memfd_create(2), closed where another program is started.
 int clinux_memory_file(const char *name);

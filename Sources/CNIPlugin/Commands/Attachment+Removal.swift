@@ -19,12 +19,12 @@ extension Attachment {
   ) throws(CNIError) {
     let devices = PodDevices(containerID: containerID, interfaceName: interfaceName)
     var removal = LinkRemoval(node)
-    // Else the agent looks after who sends.
-    if !config.requiresAgent { try kernel { try devices.close(node: node, &removal) } }
     try closeHostPorts(containerID, interfaceName, config, &removal)
-    try kernel { try devices.remove(by: removal) }
+    // Else the agent looks after who sends.
+    let isOurs = !config.requiresAgent
+    try kernel { isOurs ? try devices.removeWithCheck(by: removal) : try devices.remove(by: removal) }
     let isTold = tellOfRemoval(containerID, interfaceName, config)
-    if config.requiresAgent, !isTold { try kernel { try devices.removeCheck(&removal) } }
+    if !isOurs, !isTold { try kernel { try devices.removeCheck() } }
     try releaseElsewhere(containerID, interfaceName, config)
     do throws(FileError) {
       // The record first: of two records the agent must never find one address in both.

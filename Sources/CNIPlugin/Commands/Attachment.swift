@@ -183,9 +183,8 @@ enum Attachment {
     let devices = PodDevices(containerID: owner.containerID, interfaceName: owner.interfaceName)
     var removal = LinkRemoval(node)
     do {
-      try devices.close(node: node, &removal)
       try HostPorts(of: devices.hostInterface).close(addresses: [address], &removal)
-      try devices.remove(by: removal)
+      try devices.removeWithCheck(by: removal)
       try config.endpoints.remove(
         network: owner.network, containerID: owner.containerID, interfaceName: owner.interfaceName)
       // Or it would judge whoever gets the address as the pod that had it.

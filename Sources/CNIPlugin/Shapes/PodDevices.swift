@@ -130,20 +130,23 @@ struct PodDevices {
   /// Removes the pair with all that hangs on it; succeeds also when there is none.
   func remove(by removal: LinkRemoval) throws { try removal.remove(named: [hostInterface, name.shaperInterface]) }
 
-  /// Nothing comes in any more, so that nobody needs to ask who sends.
-  func close(node: RouteSocket, _ removal: inout LinkRemoval) throws {
-    if let link = try node.link(named: hostInterface), link.isUp {
-      try node.setLink(index: link.index, LinkChanges(isUp: false))
-    }
-    try removeCheck(&removal)
+  /// Removes the pair, and then the chain that asked who sends: as long as anything can come in, somebody asks.
+  func removeWithCheck(by removal: LinkRemoval) throws {
+    var removal = removal
+    let filter = try FilterSocket.whereThereIs()
+    // Open before, so that whoever waits for the kernel has the socket too.
+    if let filter { removal.hold(filter) }
+    try remove(by: removal)
+    try removeCheck(by: filter)
   }
 
-  /// Removes the chain of a device that is down or gone.
-  func removeCheck(_ removal: inout LinkRemoval) throws {
+  /// Removes the chain of a device that is gone.
+  func removeCheck() throws { try removeCheck(by: FilterSocket.whereThereIs()) }
+
+  private func removeCheck(by filter: FilterSocket?) throws {
+    guard let filter else { return }
     do {
-      let chains = try SenderChains()
-      removal.hold(chains.filter)
-      try chains.remove(device: hostInterface)
+      try SenderChains(filter).remove(device: hostInterface)
     } catch {
       guard FilterSocket.meansMissing(error) else { throw error }
     }
